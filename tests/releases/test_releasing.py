@@ -22,7 +22,7 @@ from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import ContractChangedError, InvalidArgumentError, LedgerError
 from hushgrad.randomness import KeyStream
-from hushgrad.releases import Accuracy, Count, Histogram, LeastSquares, Mean, Normalisation, Sum
+from hushgrad.releases import Accuracy, Count, Histogram, LeastSquares, Mean, Normalisation, Sum, Tally
 from hushgrad.releases.releasing import Asked
 
 DELTA = 1e-6
@@ -91,6 +91,12 @@ def test_without_noise_answers_are_those_of_plain_arithmetic(tmp_path: Path) -> 
     bins = answer(Histogram(edges=[-1.0, 1.0], of=lambda r: r[0]), x, tmp_path)
     first = x[:, 0]
     assert bins.round().tolist() == [(first < -1).sum(), ((first >= -1) & (first < 1)).sum(), (first >= 1).sum()]
+    tags = [[0], [0, 1, 0], [1, 2, 3, 0], [], [9, -1, 1.5, math.nan]]
+    told = answer(Tally(5, 3), tags, tmp_path)  # of the third record three bins count, of the last one none
+    half, third = 0.5**0.5, (1 / 3) ** 0.5
+    torch.testing.assert_close(
+        told, torch.tensor([1 + half, half + third, third, third, 0.0]).double(), atol=0.01, rtol=0
+    )
     assert round(answer(Count(of=lambda r: r[1] == 1), records, tmp_path)) == int((first > 0).sum())
     scale = answer(Normalisation(low=[-3] * 3, high=[3] * 3), x, tmp_path)
     torch.testing.assert_close(scale.mean, x.mean(0), atol=1e-4, rtol=0)

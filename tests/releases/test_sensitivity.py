@@ -22,6 +22,7 @@ from hushgrad.releases.normalisation import Normalisation
 from hushgrad.releases.query import Query, clipped
 from hushgrad.releases.reading import CHUNK, error_of_sum, sum_over
 from hushgrad.releases.sums import Count, Mean, Sum
+from hushgrad.releases.tally import Tally
 
 ODD = [0.0, 1e-320, 1e-30, 1.0, -3.0, 1e6, -1e200, 1.7e308, math.inf, -math.inf, math.nan]
 VALUES = st.one_of(st.sampled_from(ODD), st.floats())
@@ -36,6 +37,8 @@ QUERIES: list[tuple[Query, int]] = [
     (LeastSquares(1, 2, feature_norm=0.1, of=lambda r: (r[:1], r[1:])), 3),
     (Histogram(categories=[0.0, 1.0], of=lambda r: float(r[0])), 3),
     (Histogram(edges=[-1.0, 0.0, 2.5], of=lambda r: float(r[0])), 3),
+    (Tally(7, 2), 3),
+    (Tally(1000, 64, of=lambda r: [*range(40), *r.tolist()]), 3),
     (Count(of=lambda r: bool(r[0] > 0)), 3),
     (Accuracy(MODEL, of=lambda r: (r.float(), 1)), 3),
 ]
@@ -264,6 +267,8 @@ def test_what_cannot_be_read_is_refused(query: Query, data: Any, error: type[Exc
         lambda: Histogram(categories=[["a"], ["b"]]),
         lambda: Histogram(edges=[1.0, 1.0]),
         lambda: Histogram(edges=[math.nan]),
+        lambda: Tally(0, 1),
+        lambda: Tally(3, 0),
         lambda: Sum(0, 1.0),
         lambda: Sum(1, 0.0),
         lambda: Mean(2, 1.0, centre=[0.0]),

@@ -170,6 +170,37 @@ def test_release_first_then_train_to_a_target_that_covers_both(tmp_path: Path) -
     assert 1.97 < engine.get_epsilon(DELTA) <= 2.0
 
 
+def test_what_a_phase_releases_beside_its_steps_comes_on_top_of_its_plan_also_when_it_goes_on(tmp_path: Path) -> None:
+    """The plan of a phase counts what came before its first step, and nothing that came later."""
+    path = tmp_path / "l"
+    before = release(
+        Normalisation(low=[-4] * 3, high=[4] * 3, of=lambda r: r[0]), DATA, ledger=path, noise_multiplier=9
+    )
+    noises = []
+    for steps in (4, 6):
+        engine, model = PrivacyEngine(ledger=path), nn.Linear(3, 2)
+        model, optimizer, loader = engine.make_private_with_epsilon(
+            module=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            data_loader=DataLoader(DATA, batch_size=6),
+            target_epsilon=2.0,
+            target_delta=DELTA,
+            epochs=1,
+            max_grad_norm=1.0,
+            phase="training",
+        )
+        noises.append(engine.mechanism.noise_multiplier)
+        run(model, optimizer, engine.session, loader, steps)
+        engine.session.release(Accuracy(model), noise_multiplier=20.0)
+        engine.session.close()
+    assert noises[0] == noises[1]
+    assert engine.session.steps == 10
+    first, *rest = read_ledger(path).events
+    assert first == (before.event, 1)
+    trained = [part for part in rest if part[0].is_step]
+    assert 1.97 < epsilon([first, *trained], DELTA) <= 2.0 < engine.get_epsilon(DELTA)
+
+
 def test_a_release_is_refused_where_it_cannot_be_charged_or_read() -> None:
     model, optimizer, session = begun()
     with pytest.raises(InvalidArgumentError, match="no loader"):

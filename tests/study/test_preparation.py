@@ -4,6 +4,9 @@ from dataclasses import replace
 import pytest
 
 from hushgrad.accounting import Gaussian, epsilon
+from hushgrad.accounting.events.release import Release
+from hushgrad.accounting.ledger.contract import OBSERVED, OPERATING_SYSTEM, Contract
+from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.configuration import Privacy, suggested_run
@@ -39,14 +42,15 @@ def test_one_epsilon_covers_a_counted_vocabulary_and_training(folder, tmp_path):
     events = read_ledger(finished.directory.ledger).events
     summary = json.loads(finished.directory.summary.read_text())
     (words, once), *training = events
-    assert isinstance(words, Gaussian)
+    assert isinstance(words, Release)
     assert once == 1
     assert summary["vocabulary_noise_multiplier"] == words.noise_multiplier
     assert 0.99 < epsilon([(words, 1)], 1e-5) <= 1.0
     assert 3.95 < summary["epsilon"] == epsilon(events, 1e-5) <= 4.0
     assert epsilon(training, 1e-5) < 4.0 < epsilon(training, 1e-5) + 1.0
     assert summary["steps"] == summary["planned_steps"] == sum(count for _, count in training) == 10
-    assert "every record in 1 of all steps" in summary["guarantee"]
+    assert "every record in 1 release of a statistic beside the steps" in summary["guarantee"]
+    assert summary["taken_on_trust"] == ["read by itself"]
     assert not any("vocabulary" in said for said in summary["outside_the_guarantee"])
     kept = json.loads(finished.directory.vocabulary.read_text())["kept"]
     assert summary["description"].endswith(f"of which {len(kept)} kinds have a number of their own")
@@ -65,7 +69,7 @@ def test_all_figures_of_a_report_on_such_a_run_agree_with_its_files(folder, tmp_
     assert [row["what"] for row in facts["agreement"] if not row["held"]] == []
     assert facts["steps"] == {"planned": 10, "executed": 10}
     assert facts["settings"]["vocabulary"] == "counted"
-    assert len(facts["privacy"]["noise_multipliers"]) == 2
+    assert len(facts["privacy"]["noise_multipliers"]) == 1
 
 
 def test_the_preparation_is_charged_before_anything_is_learned(folder, tmp_path):
@@ -76,13 +80,15 @@ def test_the_preparation_is_charged_before_anything_is_learned(folder, tmp_path)
     assert task.preparation is not None
     assert int(task.train.tensors[0].abs().max()) == int(task.test.tensors[0].abs().max()) == 0
 
-    def learn(noise_multiplier, stream):
-        assert read_ledger(ledger).events == [(Gaussian(noise_multiplier), 1)]
-        assert stream.is_secret
+    def learn(found):
+        view = read_ledger(ledger)
+        assert view.events == [(found.event, 1)]
+        assert view.steps == 0
+        assert view.contract.noise_is_secret
         raise OSError("power cut")
 
     with pytest.raises(OSError, match="power cut"):
-        prepare(aim, replace(task, preparation=replace(task.preparation, apply=learn)), ledger)
+        prepare(aim, replace(task, preparation=replace(task.preparation, learned=learn)), ledger)
 
 
 def test_frequent_words_get_numbers_and_a_word_of_one_sentence_does_not(folder):
@@ -143,6 +149,33 @@ def test_what_a_private_run_prepares_is_paid_for_in_the_ledger_of_training(folde
             train(aim, ready, Callbacks(), ledger=other)
 
 
-def test_noise_on_a_grid_is_refused_beside_a_release_that_is_on_none(folder, tmp_path):
-    with pytest.raises(InvalidArgumentError, match="not drawn on a grid"):
-        run(config(folder, noise_multiplier=2.0, noise="grid"), tmp_path / "out")
+def test_noise_on_a_grid_goes_with_a_counted_vocabulary(folder, tmp_path):
+    finished = run(config(folder, noise_multiplier=2.0, noise="grid"), tmp_path / "out")
+    view = read_ledger(finished.directory.ledger)
+    assert view.contract.rounding is not None
+    assert view.events[0][0].distance_of_noise > 0
+    assert [row["what"] for row in run_facts(tmp_path / "out")["agreement"] if not row["held"]] == []
+
+
+def test_words_that_were_counted_again_after_a_crash_are_paid_for_twice(folder, tmp_path):
+    """The charge is on disk, and the process dies before it knows the words."""
+    aim = config(folder, target_epsilon=4.0)
+    ledger = tmp_path / "ledger.jsonl"
+    prepare(aim, load_task("text", aim.options), ledger)
+    ready = prepare(aim, load_task("text", aim.options), ledger).task
+    _, outcome = train(aim, ready, Callbacks(), ledger=ledger)
+    events = read_ledger(ledger).events
+    assert [count for _, count in events] == [2, 10]
+    assert 3.95 < outcome.spent.guarantee.epsilon == epsilon(events, 1e-5) <= 4.0
+    assert (outcome.steps, outcome.lost_steps) == (10, 0)
+
+
+def test_a_run_whose_vocabulary_an_earlier_version_charged_as_a_step_does_not_go_on(folder, tmp_path):
+    aim = config(folder, target_epsilon=4.0)
+    ledger = tmp_path / "ledger.jsonl"
+    with Ledger(ledger, contract=Contract(OBSERVED, OPERATING_SYSTEM, population=SENTENCES)) as account:
+        account.charge(Gaussian(3.7))
+    before = ledger.read_bytes()
+    with pytest.raises(InvalidArgumentError, match="where an earlier version charged it as a step"):
+        prepare(aim, load_task("text", aim.options), ledger, learned=(1, 2, 3))
+    assert ledger.read_bytes() == before

@@ -12,6 +12,7 @@ from hushgrad.releases.query import Query
 from hushgrad.releases.released import Released
 from hushgrad.releases.releasing import release
 from hushgrad.releases.sums import Count, Mean, Sum
+from hushgrad.releases.tally import Tally
 
 __all__ = [
     "Accuracy",
@@ -24,5 +25,6 @@ __all__ = [
     "Query",
     "Released",
     "Sum",
+    "Tally",
     "release",
 ]

@@ -11,8 +11,18 @@ from hushgrad.releases.least_squares import LeastSquares
 from hushgrad.releases.normalisation import Normalisation
 from hushgrad.releases.query import Query
 from hushgrad.releases.sums import Count, Mean, Sum
+from hushgrad.releases.tally import Tally
 
-OWN: tuple[type[Query], ...] = (Count, Sum, Mean, Histogram, Normalisation, Accuracy, LeastSquares)
+OWN: tuple[type[Query], ...] = (
+    Count,
+    Sum,
+    Mean,
+    Histogram,
+    Tally,
+    Normalisation,
+    Accuracy,
+    LeastSquares,
+)
 
 
 def require_query(query: Any) -> Query:

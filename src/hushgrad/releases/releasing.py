@@ -76,7 +76,7 @@ def release(
             cure="Leave adjacency out, or begin another ledger",
         )
     asked = Asked.of(query, data, found or adjacency or ADD_REMOVE_ONE, noise_multiplier, epsilon, delta)
-    total = asked.sum_over(data)
+    total = sum_over(asked.query, data)
     with Ledger(ledger, contract=contract, phase=name) as account:
         account.charge(asked.event)
         return asked.released(total, KeyStream.from_operating_system())
@@ -138,10 +138,6 @@ class Asked:
                 cure="Release parts of the records apart",
             )
         return cls(known, noise, count, release_under(adjacency, sigma, text, rounding.distance))
-
-    def sum_over(self, data: Any) -> Tensor:
-        """Return the sum without noise."""
-        return sum_over(self.query, data)
 
     def released(self, total: Tensor, stream: KeyStream) -> Released:
         """Return the answer from the sum with noise; charge before."""

@@ -8,6 +8,7 @@ from hushgrad.accounting.ledger.contract import ONE_RECORD
 from hushgrad.errors import ContractChangedError, InvalidArgumentError, UnsupportedModelError
 from hushgrad.randomness import KeyStream
 from hushgrad.releases.query import Query
+from hushgrad.releases.reading import sum_over
 from hushgrad.releases.released import Released
 from hushgrad.releases.releasing import Asked
 from hushgrad.session.parts import Parts
@@ -41,7 +42,7 @@ def released_beside(
         )
     adjacency = parts.mechanism.at(0).event().adjacency
     asked = Asked.of(query, data, adjacency, noise_multiplier, epsilon, delta)
-    total = asked.sum_over(data)
+    total = sum_over(asked.query, data)
     parts.spending.release(asked.event)
     own = KeyStream.from_operating_system()
     number = sum(count for event, count in parts.spending.events() if event.is_release and not event.is_step)

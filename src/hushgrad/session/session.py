@@ -374,7 +374,8 @@ class Session:
         deviation σ · sensitivity · (1 + 2**-12), and is drawn after the charge is on disk.
 
         Args:
-            query: what is asked (`Count`, `Sum`, `Mean`, `Histogram`, `Normalisation`, `Accuracy`, `LeastSquares`).
+            query: what is asked (`Count`, `Sum`, `Mean`, `Histogram`, `Tally`, `Normalisation`, `Accuracy` or
+                `LeastSquares`).
             data: one entry for each record; by default the dataset of this session's loader. Its length is public.
             noise_multiplier: σ > 0; or
             epsilon, delta: what the release may cost by itself.

@@ -35,7 +35,7 @@ from hushgrad.accounting.guarantee import Guarantee, guarantee
 from hushgrad.accounting.ledger.contract import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract, Rounding
 from hushgrad.accounting.ledger.file import ledger_path
 from hushgrad.accounting.ledger.ledger import Ledger
-from hushgrad.accounting.ledger.phases import phase_name, split
+from hushgrad.accounting.ledger.phases import phase_name, split, up_to_step
 from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger, view_of
@@ -655,7 +655,8 @@ def events_before(path: str | os.PathLike[str] | None, phase: str | None) -> Com
     if path is None or phase is None or not os.path.lexists(path):
         return []
     view = read_ledger(path)
-    before, _ = split(view.events, view.phases[-1].begins if view.phases[-1].name == phase else view.steps)
+    # What the phase itself has released beside its steps came on top of its plan, which stays the same.
+    before = up_to_step(view.events, view.phases[-1].begins) if view.phases[-1].name == phase else view.events
     if filter_of(before) is not None:
         raise InvalidArgumentError(
             "the account is under a filter, and its epsilon is that of the filter's budget, whatever noise is chosen",

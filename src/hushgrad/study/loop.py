@@ -46,14 +46,10 @@ class LoopComponents:
 
 @dataclass(slots=True)
 class EpsilonCache:
-    """The ε of a private run, computed at most once per step, because computing it takes a while.
-
-    `prepared` is how many releases the ledger holds that came before training.
-    """
+    """The ε of a private run, computed at most once per step, because computing it takes a while."""
 
     engine: PrivacyEngine
     privacy: Privacy
-    prepared: int = 0
     _known: tuple[int, PrivacySpent] | None = None
 
     def spent(self, step: int) -> PrivacySpent:
@@ -68,7 +64,7 @@ class EpsilonCache:
                     max_grad_norm=self.privacy.max_grad_norm,
                     sampling_rate=mechanism.sampling.poisson_rate,
                     anchor=self.engine.session.anchor,
-                    lost_steps=self.engine.session.steps - self.prepared - step,
+                    lost_steps=self.engine.session.steps - step,
                 ),
             )
         return self._known[1]

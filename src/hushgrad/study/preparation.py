@@ -1,7 +1,7 @@
 """What a task learns from its training data, with noise, before training; charged in the ledger of the run.
 
-Preparation and training are one composition. The preparation is charged first, training is planned on top of what the
-ledger then holds, and the ε that is stated covers both.
+It is a release like any other (`hushgrad.releases`): charged first, an event that is no step. Training is then a phase
+of the same account, planned on what is left, and the ε that is stated covers both.
 """
 
 from __future__ import annotations
@@ -10,31 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hushgrad.accounting.accountants import epsilon
-from hushgrad.accounting.calibration import calibrate_noise_multiplier, poisson_steps
-from hushgrad.accounting.composition import count_steps
-from hushgrad.accounting.events.gaussian import Gaussian
+from hushgrad.accounting.calibration import poisson_steps
+from hushgrad.accounting.composition import steps_of
+from hushgrad.accounting.events.event import ADD_REMOVE_ONE
 from hushgrad.accounting.guarantee import round_up
-from hushgrad.accounting.ledger.contract import OBSERVED, OPERATING_SYSTEM, Contract
-from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import KeyStream
+from hushgrad.releases.reading import sum_over
+from hushgrad.releases.releasing import Asked, release
 from hushgrad.session.spending import events_at
 from hushgrad.study.configuration import DEFAULT_DELTA, RunConfig
 from hushgrad.study.tasks import Task
 from hushgrad.study.tasks.task import Preparation
 
+TRAINING = "training"
+"""The name of the part of an account that trains on what was released before."""
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prepared:
-    """A task that is ready, the noise multiplier of its preparation, and how many releases of it were charged.
-
-    One; a run that was killed between a charge and its release has charged twice. Both None if there was nothing to do,
-    and the second where nothing was charged.
-    """
+    """A task that is ready, and the noise multiplier of its preparation; None if there was nothing to do."""
 
     task: Task
     noise_multiplier: float | None = None
-    releases: int | None = None
 
 
 def prepare(config: RunConfig, task: Task, ledger: Path | None, learned: tuple[int, ...] | None = None) -> Prepared:
@@ -47,46 +45,42 @@ def prepare(config: RunConfig, task: Task, ledger: Path | None, learned: tuple[i
 
     Guarantee: the preparation is charged in the ledger of training, before anything is learned from the records.
 
-    Raises InvalidArgumentError for a private run without a ledger, and what `Ledger` and the calibration raise.
+    Raises InvalidArgumentError for a private run without a ledger, or whose ledger does not hold what it has learned,
+    and what `release` raises.
     """
     preparation = task.preparation
     if preparation is None:
         return Prepared(task)
-    privacy = config.privacy
-    noise_multiplier = _noise_of(preparation, privacy.delta if privacy else DEFAULT_DELTA)
+    asked = _asked(config, preparation)
     if learned is not None:
-        charged = events_at(ledger)[:1]
-        return Prepared(preparation.restore(learned), noise_multiplier, count_steps(charged) if charged else None)
-    releases = None
-    if privacy is not None:
-        if ledger is None:
-            raise InvalidArgumentError(
-                "the preparation of a private run is a release, and must be charged",
-                where="ledger",
-                cure="Pass the ledger of the training",
-            )
-        if privacy.noise != "gaussian":
-            raise InvalidArgumentError(
-                "the preparation of this task is a release whose noise is not drawn on a grid, and stands in the same "
-                "ledger",
-                where="noise",
-                cure="Leave noise out for this task",
-            )
-        # What the session will find when it continues this ledger: anything else in it would be refused.
-        contract = Contract(
-            OBSERVED,
-            OPERATING_SYSTEM,
-            expected_batch_size=config.batch_size,
-            max_grad_norm=privacy.max_grad_norm,
-            loss_reduction=config.loss_reduction,
-            population=len(task.train),
-            clipping=privacy.clip_rule(config.batch_size).describe(),
+        if config.privacy is not None:
+            require_charged(ledger)
+    elif config.privacy is None:
+        total = sum_over(asked.query, preparation.records)
+        learned = preparation.learned(asked.released(total, KeyStream.from_operating_system()))
+    elif ledger is None:
+        raise InvalidArgumentError(
+            "the preparation of a private run is a release, and must be charged",
+            where="ledger",
+            cure="Pass the ledger of the training",
         )
-        with Ledger(ledger, contract=contract) as paid:
-            paid.charge(Gaussian(noise_multiplier))
-            releases = paid.steps
-    ready = preparation.apply(noise_multiplier, KeyStream.from_operating_system())
-    return Prepared(ready, noise_multiplier, releases)
+    else:
+        sigma = asked.event.noise_multiplier
+        found = release(preparation.query, preparation.records, ledger=ledger, noise_multiplier=sigma)
+        learned = preparation.learned(found)
+    return Prepared(preparation.ready(learned), asked.event.noise_multiplier)
+
+
+def require_charged(ledger: Path | None) -> None:
+    """Raise InvalidArgumentError unless the account in `ledger` begins with a release."""
+    first = events_at(ledger)[:1]
+    if not first or steps_of(first):
+        raise InvalidArgumentError(
+            "the task's preparation is not charged in this ledger as a release",
+            where="ledger",
+            cure="Pass the ledger in which it was charged; where an earlier version charged it as a step, begin a new "
+            "run",
+        )
 
 
 def check_budget(config: RunConfig, task: Task) -> None:
@@ -102,7 +96,7 @@ def check_budget(config: RunConfig, task: Task) -> None:
     steps = config.epochs * -(-count // config.batch_size) + privacy.spare_steps
     planned = [*poisson_steps(config.batch_size / count, steps)(privacy.noise_multiplier)]
     if task.preparation is not None:
-        planned.append((Gaussian(_noise_of(task.preparation, privacy.delta)), 1))
+        planned.append((_asked(config, task.preparation).event, 1))
     spent = epsilon(planned, privacy.delta)
     if spent > privacy.max_epsilon:
         raise InvalidArgumentError(
@@ -113,8 +107,7 @@ def check_budget(config: RunConfig, task: Task) -> None:
         )
 
 
-def _noise_of(preparation: Preparation, delta: float) -> float:
-    """Return the noise multiplier that keeps a preparation by itself at its ε."""
-    return calibrate_noise_multiplier(
-        target_epsilon=preparation.epsilon, target_delta=delta, composition=lambda noise: [(Gaussian(noise), 1)]
-    )
+def _asked(config: RunConfig, preparation: Preparation) -> Asked:
+    """Return the release of a preparation, with the noise that keeps it by itself at its ε."""
+    delta = config.privacy.delta if config.privacy else DEFAULT_DELTA
+    return Asked.of(preparation.query, preparation.records, ADD_REMOVE_ONE, None, preparation.epsilon, delta)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hushgrad.accounting.composition import steps_of
 from hushgrad.errors import CheckpointError, ContractChangedError, HushgradError, InvalidArgumentError
 from hushgrad.session.spending import events_at
 from hushgrad.study.checkpointing import MAY_CHANGE, RunCheckpoint
@@ -64,7 +65,7 @@ def resume(
     if directory.checkpoint.exists():
         RunCheckpoint.of(directory.checkpoint, config).require_continuable(directory.ledger)
     else:
-        _require_nothing_trained(directory, config)
+        _require_nothing_trained(directory)
     task = load_for(config)
     return carry_out(config, task, directory, reporter, loggers=loggers, share_uncovered=share_uncovered)
 
@@ -107,11 +108,10 @@ def can_go_on(out: Path) -> bool:
     return (out / "config.json").is_file() and (out / "checkpoint.safetensors").is_file()
 
 
-def _require_nothing_trained(directory: RunDirectory, config: RunConfig) -> None:
+def _require_nothing_trained(directory: RunDirectory) -> None:
     """Without a checkpoint a run begins from its start, which is right only where no step of it was charged."""
     trained = [path.name for path in (directory.metrics, directory.summary, directory.model) if path.exists()]
-    counted = 0 if config.options.vocabulary_epsilon is None else 1  # events_at joins releases that are alike
-    if events_at(directory.ledger)[counted:]:
+    if steps_of(events_at(directory.ledger)):
         trained.append(directory.ledger.name)
     if trained:
         raise CheckpointError(

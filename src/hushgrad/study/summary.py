@@ -114,7 +114,6 @@ def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: 
         "classes": task.class_names,
         "vocabulary": vocabulary_kind(config),
         "vocabulary_noise_multiplier": prepared.noise_multiplier,
-        "vocabulary_releases": prepared.releases,
         "subgroups": subgroups(model, task, config.options.subgroup, config.device),
         "training_examples": len(task.train),
         "test_examples": len(task.test),

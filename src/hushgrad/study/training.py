@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hushgrad import PrivacyEngine
-from hushgrad.accounting.calibration import calibrate_noise_multiplier, poisson_steps
-from hushgrad.accounting.composition import Composition, count_steps
 from hushgrad.errors import DatasetError, InvalidArgumentError
-from hushgrad.session.spending import events_at
 from hushgrad.study.augmentation import OverViews, mean_over_views
 from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.checkpointing import RunCheckpoint
@@ -27,6 +25,7 @@ from hushgrad.study.configuration import OPTIMIZERS, Privacy, RunConfig
 from hushgrad.study.loop import EpsilonCache, LoopComponents, run_loop
 from hushgrad.study.models import build_model
 from hushgrad.study.outcome import Callbacks, RunOutcome
+from hushgrad.study.preparation import TRAINING, require_charged
 from hushgrad.study.tasks import TASKS, Task
 
 
@@ -54,12 +53,8 @@ def train(
             where="task",
             cure="Call hushgrad.study.preparation.prepare first",
         )
-    if config.privacy is not None and task.vocabulary_buckets is not None and not events_at(ledger):
-        raise InvalidArgumentError(
-            "the task's preparation is not charged in this ledger",
-            where="ledger",
-            cure="Pass the ledger in which it was charged",
-        )
+    if config.privacy is not None and task.vocabulary_buckets is not None:
+        require_charged(ledger)
     with _cpu_threads(config.threads):
         return _train(config, task, callbacks, ledger, checkpoint)
 
@@ -98,10 +93,10 @@ def _train(
     if config.privacy is None:
         return parts.released, run_loop(config, task, parts, None, planned_steps, callbacks)
     engine = PrivacyEngine(ledger=ledger)
-    paid = paid_before_training(task, events_at(ledger))
-    parts.batches = _make_private(engine, config, config.privacy, trained, optimizer, loader, len(task.train), paid)
+    phase = None if task.vocabulary_buckets is None else TRAINING
+    parts.batches = _make_private(engine, config, config.privacy, trained, optimizer, loader, phase)
     parts.criterion = engine.per_example(mean_over_views if config.augmentations else nn.CrossEntropyLoss())
-    account = EpsilonCache(engine, config.privacy, prepared=count_steps(paid))
+    account = EpsilonCache(engine, config.privacy)
     try:
         start = None
         if checkpoint is not None:
@@ -160,58 +155,35 @@ def _make_private(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loader: DataLoader[tuple[Tensor, ...]],
-    count: int,
-    paid: Composition,
+    phase: str | None,
 ) -> Iterable[tuple[Tensor, ...]]:
-    """Make model and optimizer private in place and return the private loader; `paid` is in the ledger already."""
-    if privacy.target_epsilon is not None and not paid:
-        # What the ledger holds of this run is part of the plan, which the session compares.
+    """Make model and optimizer private in place and return the private loader."""
+    named: dict[str, Any] = {
+        "module": model,
+        "optimizer": optimizer,
+        "data_loader": loader,
+        "max_grad_norm": privacy.max_grad_norm,
+        "clipping": privacy.clipping,
+        "noise": privacy.noise,
+        "loss_reduction": config.loss_reduction,
+        "max_physical_batch_size": config.max_physical_batch_size,
+        "phase": phase,
+    }
+    batches: Iterable[tuple[Tensor, ...]]
+    if privacy.target_epsilon is not None:
         _, _, batches = engine.make_private_with_epsilon(
-            module=model,
-            optimizer=optimizer,
-            data_loader=loader,
+            **named,
             target_epsilon=privacy.target_epsilon,
             target_delta=privacy.delta,
             epochs=config.epochs,
-            max_grad_norm=privacy.max_grad_norm,
-            clipping=privacy.clipping,
-            noise=privacy.noise,
-            loss_reduction=config.loss_reduction,
-            max_physical_batch_size=config.max_physical_batch_size,
             spare_steps=privacy.spare_steps,
         )
     else:
-        noise_multiplier = privacy.noise_multiplier
-        if noise_multiplier is None:
-            noise_multiplier = _noise_on_top(config, privacy, paid, count, len(loader))
-        budget = privacy.max_epsilon if privacy.target_epsilon is None else privacy.target_epsilon
+        assert privacy.noise_multiplier is not None  # one of both is given
         _, _, batches = engine.make_private(
-            module=model,
-            optimizer=optimizer,
-            data_loader=loader,
-            noise_multiplier=noise_multiplier,
-            max_grad_norm=privacy.max_grad_norm,
-            clipping=privacy.clipping,
-            noise=privacy.noise,
-            loss_reduction=config.loss_reduction,
-            max_physical_batch_size=config.max_physical_batch_size,
-            max_epsilon=budget,
-            max_delta=None if budget is None else privacy.delta,
+            **named,
+            noise_multiplier=privacy.noise_multiplier,
+            max_epsilon=privacy.max_epsilon,
+            max_delta=None if privacy.max_epsilon is None else privacy.delta,
         )
     return batches
-
-
-def paid_before_training(task: Task, events: Composition) -> Composition:
-    """Return the part of a run's ledger that its preparation has cost: its first releases, which are all alike."""
-    return [] if task.vocabulary_buckets is None else events[:1]
-
-
-def _noise_on_top(config: RunConfig, privacy: Privacy, paid: Composition, count: int, steps: int) -> float:
-    """Return the noise multiplier at which all epochs, `steps` steps each, spare ones and what is paid meet the ε."""
-    assert privacy.target_epsilon is not None  # Privacy checks that this or a noise multiplier is given
-    training = poisson_steps(config.batch_size / count, config.epochs * steps + privacy.spare_steps)
-    return calibrate_noise_multiplier(
-        target_epsilon=privacy.target_epsilon,
-        target_delta=privacy.delta,
-        composition=lambda noise_multiplier: [*paid, *training(noise_multiplier)],
-    )

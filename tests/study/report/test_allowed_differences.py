@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -18,9 +20,13 @@ from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.cli.main import main
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.releases import Count, release
+from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.report.comparison import contradictions
 from hushgrad.study.report.files import DATA, PAGE, write_report
 from hushgrad.study.report.run_facts import run_facts
+from hushgrad.study.resuming import resume
+from hushgrad.study.run import Reporter, run
 
 ALARM = "FILES CONTRADICT EACH OTHER"
 
@@ -167,3 +173,34 @@ def test_what_cannot_be_the_end_of_a_ledger_is_refused(folder, end):
     edit(folder, ledger=end)
     with pytest.raises(InvalidArgumentError, match=r"summary\.json: the file is damaged"):
         run_facts(folder)
+
+
+def test_a_run_whose_vocabulary_was_charged_as_a_step_is_read_as_it_was_meant():
+    """The files are those of a run of the version before counting became a release; its model is left out."""
+    facts = run_facts(Path(__file__).parent / "counted_as_a_step")
+    assert [row["what"] for row in facts["agreement"] if not row["held"]] == []
+    assert facts["steps"] == {"planned": 10, "executed": 10}
+    assert facts["privacy"]["private"]
+    assert facts["privacy"]["epsilon"] == pytest.approx(3.999924176, rel=1e-6)
+
+
+def test_a_statistic_that_is_released_while_a_run_rests_is_no_step_of_it(tmp_path):
+    """Before the last step it counts in what was measured then; after it, it does not."""
+    privacy = Privacy(noise_multiplier=3.0, max_grad_norm=1.0)
+    settings = replace(suggested_run("digits", privacy=privacy), batch_size=400, epochs=2)
+    out = tmp_path / "run"
+
+    def cut(step):
+        if step == 6:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run(settings, out, Reporter(on_step=cut))
+    for is_resumed in (False, True):
+        release(Count(of=bool), [1] * 1438, ledger=out / "ledger.jsonl", noise_multiplier=20.0)
+        if not is_resumed:
+            summary = resume(out).summary
+    facts = run_facts(out)
+    assert [row["what"] for row in facts["agreement"] if not row["held"]] == []
+    assert facts["privacy"]["epsilon"] > summary["epsilon"]
+    assert facts["steps"]["executed"] == 8 + summary["lost_steps"]

@@ -2,12 +2,17 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, kstest, norm
+from scipy.stats import binomtest, norm
 
-from hushgrad.accounting import Gaussian, epsilon
+from hushgrad.accounting.events.event import ADD_REMOVE_ONE
 from hushgrad.randomness import KeyStream
+from hushgrad.releases.reading import sum_over
+from hushgrad.releases.released import Released
+from hushgrad.releases.releasing import Asked
+from hushgrad.releases.tally import Tally
 from hushgrad.study.tasks import counted
 from hushgrad.study.tasks.counted import (
     COUNTED_BUCKETS,
@@ -17,73 +22,59 @@ from hushgrad.study.tasks.counted import (
     bucket_of,
     counts_of,
     frequent,
-    noisy_counts,
 )
 from hushgrad.study.tasks.words import counted_vocabulary
 
 WORDS = st.lists(st.text(min_size=1, max_size=3), max_size=60)
 
 
-@pytest.fixture
-def few_buckets(monkeypatch):
-    monkeypatch.setattr(counted, "COUNTED_BUCKETS", 8)
+def asked(buckets, noise_multiplier):
+    return Asked.of(Tally(buckets, 32), [0], ADD_REMOVE_ONE, noise_multiplier, None, None)
 
 
 @given(st.lists(WORDS, max_size=5), WORDS)
 def test_one_sentence_more_changes_the_counts_by_at_most_one(few, sentence):
-    """Guarantee: one sentence more or less changes the counts by at most 1 in Euclidean norm, whatever its words
-    are.
-    """
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(counted, "COUNTED_BUCKETS", 50)
-        change = counts_of([*few, sentence]) - counts_of(few)
-    assert math.fsum(value**2 for value in change) <= 1
+        query = counts_of(lambda words: words, 32)
+        rows = torch.stack([query.row(words) for words in [sentence, *few]])
+        change = query.total(rows) - query.total(rows[1:])
+    assert math.fsum(value**2 for value in change.tolist()) <= 1
 
 
 def test_the_change_of_a_sentence_is_close_to_one_and_the_same_in_every_order():
+    query = counts_of(lambda words: words, 32)
     sentence = [f"word {number}" for number in range(7)]
-    assert np.linalg.norm(counts_of([sentence])) == pytest.approx(1, abs=1e-6)
+    assert float(sum_over(query, [sentence]).norm()) == pytest.approx(1, abs=1e-6)
     others = [["word 1", "x"], ["y", "word 1", "z"], ["word 1"]]
-    np.testing.assert_array_equal(counts_of([sentence, *others]), counts_of([*reversed(others), sentence]))
-    np.testing.assert_array_equal(counts_of([sentence * 3]), counts_of([sentence]))
-
-
-def test_every_bucket_gets_noise_of_the_stated_size_whether_or_not_a_word_fell_into_it():
-    """Guarantee: every bucket gets independent noise of standard deviation σ, whether or not a word fell into it.
-
-    With a fixed key; a false alarm has probability 1e-3 in each of the two tests of 2**20 values.
-    """
-    counts = counts_of([["a", "film"]] * 900)
-    noise = (noisy_counts(counts, 5.0, KeyStream.fixed_for_tests(1)) - counts) / 5
-    assert kstest(noise, norm.cdf).pvalue > 1e-3
-    paired = noise.reshape(-1, 2)
-    correlation = float(np.corrcoef(paired.T)[0, 1]) * math.sqrt(len(paired))
-    assert abs(correlation) < norm.isf(5e-4)
+    assert torch.equal(sum_over(query, [sentence, *others]), sum_over(query, [*reversed(others), sentence]))
+    assert torch.equal(sum_over(query, [sentence * 3]), sum_over(query, [sentence]))
 
 
 def test_about_ten_buckets_without_any_word_are_kept():
     """With a fixed key; a false alarm has probability 1e-3."""
     assert COUNTED_BUCKETS * norm.sf(THRESHOLD) == pytest.approx(EMPTY_KEPT, rel=0.01)
-    kept = frequent(noisy_counts(counts_of([]), 3.0, KeyStream.fixed_for_tests(2)), 3.0)
+    nothing = torch.zeros(COUNTED_BUCKETS, dtype=torch.float64)
+    kept = frequent(asked(COUNTED_BUCKETS, 3.0).released(nothing, KeyStream.fixed_for_tests(2)))
     assert binomtest(len(kept), COUNTED_BUCKETS, EMPTY_KEPT / COUNTED_BUCKETS).pvalue > 1e-3
 
 
-def test_a_bucket_is_kept_with_the_probability_that_its_count_and_the_noise_give(few_buckets):
+def test_a_bucket_is_kept_with_the_probability_that_its_count_and_the_noise_give():
     """Exact law on 8 buckets: each is kept with probability Φ(count / σ − THRESHOLD), 4,000 draws.
 
     With fixed keys; a false alarm has probability 1e-3 in all.
     """
     noise, draws = 0.5, 4000
-    counts = np.array([0.0, 0.7, 1.4, 2.1, 2.8, 3.5, 4.2, 100.0])
-    kept = np.zeros(8, int)
+    counts = torch.tensor([0.0, 0.7, 1.4, 2.1, 2.8, 3.5, 4.2, 100.0], dtype=torch.float64)
+    kept, release = np.zeros(8, int), asked(8, noise)
     for key in range(draws):
-        for bucket in frequent(noisy_counts(counts, noise, KeyStream.fixed_for_tests(key)), noise):
+        for bucket in frequent(release.released(counts, KeyStream.fixed_for_tests(key))):
             kept[bucket] += 1
     for found, count in zip(kept.tolist(), counts.tolist(), strict=True):
         assert binomtest(found, draws, float(norm.cdf(count / noise - THRESHOLD))).pvalue > 1e-3 / 8
 
 
-def test_what_the_kept_buckets_tell_of_one_sentence_stays_below_what_is_charged(few_buckets):
+def test_what_the_kept_buckets_tell_of_one_sentence_stays_below_what_is_charged():
     """Exact: the law of the kept set is a product over buckets, so its hockey-stick divergence is a finite sum.
 
     A sentence alone in its buckets, the worst case for a list of words, against its absence, both ways.
@@ -106,18 +97,11 @@ def test_what_the_kept_buckets_tell_of_one_sentence_stays_below_what_is_charged(
                 assert told <= charged
 
 
-def test_without_noise_every_bucket_with_a_word_is_kept_and_there_is_no_epsilon():
-    counts = counts_of([["a", "film"], ["film"]])
-    kept = frequent(noisy_counts(counts, 0.0, KeyStream.from_operating_system()), 0.0)
-    assert set(kept) == {bucket_of("a"), bucket_of("film")}
-    assert epsilon([(Gaussian(0.0), 1)], 1e-5) == math.inf
-
-
 def test_the_most_frequent_are_kept_where_too_many_are_frequent():
-    noised = np.zeros(COUNTED_BUCKETS)
+    noised = torch.zeros(COUNTED_BUCKETS, dtype=torch.float64)
     noised[: MOST_WORDS + 5] = 100.0
     noised[:5] = 50.0
-    assert frequent(noised, 1.0) == tuple(range(5, MOST_WORDS + 5))
+    assert frequent(Released(noised, noised, 1.0, asked(8, 1.0).event)) == tuple(range(5, MOST_WORDS + 5))
 
 
 def test_words_of_kept_buckets_have_numbers_of_their_own_and_all_others_share_one():

@@ -146,6 +146,18 @@ def _told(phase: Phase, steps: int) -> str:
     return f"{'the first' if phase.name is None else repr(phase.name)} ({', '.join(parts)})"
 
 
+def up_to_step(events: Composition, steps: int) -> list[tuple[Event, int]]:
+    """Return what was charged before the step that `steps` steps came before; all of it where there is no such one."""
+    before: list[tuple[Event, int]] = []
+    left = steps
+    for event, count in events:
+        if event.is_step and left < count:
+            return [*before, (event, left)] if left else before
+        left -= count if event.is_step else 0
+        before.append((event, count))
+    return before
+
+
 def split(events: Composition, steps: int) -> tuple[list[tuple[Event, int]], list[tuple[Event, int]]]:
     """Return what was charged in the first `steps` steps, what is no step included, and what after them."""
     before: list[tuple[Event, int]] = []

@@ -61,7 +61,7 @@ def run_facts(
     files = RunFiles.read(folder)
     summary = _summary(files)
     delta = files.delta(DEFAULT_DELTA)
-    audit, audit_rows = audit_facts(folder / AUDIT, files, besides=summary.get("vocabulary_noise_multiplier"))
+    audit, audit_rows = audit_facts(folder / AUDIT, files)
     largest = largest_epsilon(files, delta)
     said, stated = ([], []) if replaces is None else earlier_claims(replaces, files, largest)
     rows = [*agreement(files, delta), *said]
@@ -175,12 +175,8 @@ def _beyond_ledger(files: RunFiles, held: Guarantee) -> str:
     return further.strip()
 
 
-def audit_facts(
-    path: Path, files: RunFiles, *, besides: float | None
-) -> tuple[dict[str, Any] | None, list[Comparison]]:
+def audit_facts(path: Path, files: RunFiles) -> tuple[dict[str, Any] | None, list[Comparison]]:
     """Return the audit in `audit.json`, its bounds and claims computed anew, and whether the files agree.
-
-    `besides` is the noise multiplier of what was released before training, which is not what was audited.
 
     None and nothing where there is no such file. Raises `InvalidArgumentError` where it is damaged.
     """
@@ -195,7 +191,7 @@ def audit_facts(
     rows = [Comparison(f"bounds in {AUDIT} and from what it observed", same(stored, fresh), {})]
     if files.ledger is not None:
         audited = sorted({event.noise_multiplier for event, _ in audit.releases})
-        charged = sorted({event.noise_multiplier for event, _ in steps_of(files.ledger.events)} - {besides})
+        charged = files.noises(files.ledger.events)
         said = {AUDIT: plain(audited), LEDGER: plain(charged)}
         rows.append(Comparison(f"σ in {AUDIT} and in the ledger", same(audited, charged), said))
     return fresh, rows

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hushgrad.accounting.composition import Composition
+from hushgrad.accounting.composition import Composition, count_steps, steps_of
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger, view_when
 from hushgrad.arguments import open_unit_interval
@@ -74,9 +74,10 @@ class RunFiles:
 
     @property
     def prepared(self) -> int:
-        """How many releases of the ledger came before training: the countings of a vocabulary, if there were any."""
-        counted = self.said("vocabulary_releases")
-        return counted if isinstance(counted, int) else int(self.said("vocabulary_noise_multiplier") is not None)
+        """How many steps of the ledger trained nothing: earlier versions charged the counting of a vocabulary so."""
+        if self.ledger is None or self.said("vocabulary_noise_multiplier") is None:
+            return 0
+        return count_steps(self.ledger.events[:1])  # that of this version is no step
 
     @property
     def lost(self) -> int:
@@ -86,6 +87,10 @@ class RunFiles:
     def steps(self, ledger: LedgerView) -> int:
         """Return the steps of training in `ledger`."""
         return ledger.steps - self.prepared
+
+    def noises(self, events: Composition) -> list[float]:
+        """Return the noise multipliers of the steps of training among the first events of the ledger, each once."""
+        return sorted({event.noise_multiplier for event, _ in steps_of(events[1:] if self.prepared else events)})
 
     def measured_accuracy(self) -> float | None:
         """Return the last test accuracy that was measured by the step which the summary and the model are of."""
@@ -128,14 +133,14 @@ def anchor_in(summary: Mapping[str, Any] | None) -> LedgerHead | None:
 
 
 def first(composition: Composition, steps: int) -> Composition:
-    """Return the first `steps` steps of a composition, all of it where it has fewer."""
+    """Return a composition up to its step number `steps`, what was released before it included."""
     part: Composition = []
     for event, count in composition:
-        taken = min(count, steps)
-        if taken <= 0:
+        if steps <= 0:
             break
+        taken = min(count, steps) if event.is_step else count
         part = [*part, (event, taken)]
-        steps -= taken
+        steps -= taken if event.is_step else 0
     return part
 
 

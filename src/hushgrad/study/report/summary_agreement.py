@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from hushgrad._version import __version__
-from hushgrad.accounting.composition import count_steps, finding_of, steps_of
+from hushgrad.accounting.composition import count_steps, finding_of
 from hushgrad.accounting.conditions import (
     CLOSED,
     DISCARDED,
@@ -64,11 +64,12 @@ def summary_rows(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[
     yield _statement(files, held)
     yield from _terms(files, held)
     yield from _trusted(files)
-    noises = [n for n in map(files.said, ("noise_multiplier", "vocabulary_noise_multiplier")) if n is not None]
-    noises = sorted(set(noises)) if all(isinstance(n, int | float) for n in noises) else noises
-    yield compared(
-        "σ in summary.json and in the ledger", noises, sorted({e.noise_multiplier for e, _ in steps_of(described)})
-    )
+    stated = files.said("noise_multiplier")
+    yield compared("σ in summary.json and in the ledger", [] if stated is None else [stated], files.noises(described))
+    counted = files.said("vocabulary_noise_multiplier")
+    if counted is not None:
+        found = [event.noise_multiplier for event, _ in described[:1]]
+        yield compared("σ of the vocabulary in summary.json and in the ledger", [counted], found)
     rates = {event.poisson_rate for event, _ in described if event.poisson_rate is not None}
     declared = [
         ("C", "max_grad_norm", contract.max_grad_norm),
@@ -128,7 +129,8 @@ def _trusted(files: RunFiles) -> Iterator[Comparison]:
     stated = files.said("taken_on_trust")
     if files.known is None or (stated is None and not _is_of_this_version(files)):
         return
-    noted = guarantee([], 0.5, contract=files.known.contract, conditions=files.known.conditions).conditions
+    known = files.known
+    noted = guarantee(known.events, 0.5, contract=known.contract, conditions=known.conditions).conditions
     names = sorted({condition.name for condition in noted})
     told = sorted(set(map(str, stated))) if isinstance(stated, list) else None
     fits = told is not None and set(names) <= set(told) <= {*names, *ONLY_IN_A_SESSION}

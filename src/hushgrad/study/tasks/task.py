@@ -15,7 +15,8 @@ from torch.utils.data import TensorDataset
 from hushgrad.arguments import positive_number, real_number
 from hushgrad.errors import InvalidArgumentError, TaskDataError
 from hushgrad.printable import printable
-from hushgrad.randomness import KeyStream
+from hushgrad.releases.query import Query
+from hushgrad.releases.released import Released
 from hushgrad.study.settings import Kind, check_settings, names, number, path, setting, text
 
 PUBLIC_SPLIT_SEED = 20240607
@@ -154,15 +155,16 @@ class TaskOptions:
 class Preparation:
     """What a task still has to learn from its training records, with noise, before a model can be trained on it.
 
-    `apply(noise_multiplier, stream)` learns it by one release of a sum of sensitivity 1 over all records, with Gaussian
-    noise of that standard deviation from `stream`, and returns the task ready. `epsilon` is what it may cost by itself
-    at the run's δ. It must be charged before it is applied: `study.preparation.prepare` does both. `restore` returns
-    the task ready by what was learned earlier (`Task.vocabulary_buckets`), which costs nothing more.
+    `query`, asked of all of `records`, is the one release that it takes; `epsilon` is what this may cost by itself at
+    the run's δ. `learned` makes of it what the task needs to know (`Task.vocabulary_buckets`), and `ready` of that the
+    task; both cost nothing more. `study.preparation.prepare` does all of it.
     """
 
     epsilon: float
-    apply: Callable[[float, KeyStream], Task]
-    restore: Callable[[tuple[int, ...]], Task]
+    query: Query
+    records: Sequence[Any]
+    learned: Callable[[Released], tuple[int, ...]]
+    ready: Callable[[tuple[int, ...]], Task]
 
 
 class Encoder(Protocol):

@@ -10,8 +10,7 @@ from torch.utils.data import TensorDataset
 
 from hushgrad.errors import InvalidArgumentError, TaskDataError
 from hushgrad.printable import printable
-from hushgrad.randomness import KeyStream
-from hushgrad.study.tasks.counted import counts_of, frequent, noisy_counts
+from hushgrad.study.tasks.counted import counts_of, frequent
 from hushgrad.study.tasks.encoders import SentenceEncoder
 from hushgrad.study.tasks.files import first_existing, read_bytes, require_existing
 from hushgrad.study.tasks.folders import read_folders
@@ -88,10 +87,6 @@ def load(options: TaskOptions) -> Task:
         vocabulary = make_vocabulary(options.vocabulary, train.sentences)
         return _encoded(train, test, known, vocabulary, outside, _encoder(options.vocabulary, vocabulary.size))
 
-    def count(noise_multiplier: float, stream: KeyStream) -> Task:
-        counts = counts_of(words_of(sentence)[:LENGTH] for sentence in train.sentences)
-        return ready(frequent(noisy_counts(counts, noise_multiplier, stream), noise_multiplier))
-
     def ready(buckets: tuple[int, ...]) -> Task:
         vocabulary = counted_vocabulary(buckets)
         encoder = SentenceEncoder(COUNTED, vocabulary.size, buckets=buckets)
@@ -102,7 +97,13 @@ def load(options: TaskOptions) -> Task:
     unread = Vocabulary(lambda word: PADDING, 1)
     return replace(
         _encoded(train, test, known, unread, outside, None),
-        preparation=Preparation(options.vocabulary_epsilon, count, ready),
+        preparation=Preparation(
+            options.vocabulary_epsilon,
+            counts_of(lambda sentence: words_of(sentence)[:LENGTH], LENGTH),
+            train.sentences,
+            frequent,
+            ready,
+        ),
     )
 
 
