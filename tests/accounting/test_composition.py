@@ -4,11 +4,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hushgrad.accounting.composition import normal_form
+from hushgrad.accounting.composition import normal_form, of_accounts
+from hushgrad.accounting.events.balls_in_bins import BallsInBins
+from hushgrad.accounting.events.costs import Costs
+from hushgrad.accounting.events.cyclic_poisson import CyclicPoisson
 from hushgrad.accounting.events.disjoint_pass import DisjointPass
+from hushgrad.accounting.events.event import ADD_REMOVE_ONE, Event
+from hushgrad.accounting.events.fixed_order import FixedOrder
+from hushgrad.accounting.events.fixed_order_buffered import FixedOrderBuffered
 from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.random_allocation import RandomAllocation
+from hushgrad.accounting.events.registry import _KINDS, is_own
 from hushgrad.errors import AccountingError, InvalidArgumentError
+from hushgrad.strategies.optimal_buffered import optimal_buffered
 
 pairs = st.lists(
     st.tuples(
@@ -64,3 +73,54 @@ def test_a_noise_multiplier_that_underflows_is_an_infinite_precision() -> None:
 def test_a_count_that_is_not_a_whole_number_is_refused(count: object) -> None:
     with pytest.raises(InvalidArgumentError, match="count"):
         normal_form([(Gaussian(1.0), count)])  # type: ignore[list-item]
+
+
+PASSES = [
+    [(DisjointPass(1.0, index), 5) for index in range(3)],
+    [(BallsInBins(4, 1.0, index), 4) for index in range(3)],
+    [(RandomAllocation(4, 1.0, index, 2), 4) for index in range(3)],
+]
+BLOCKS = [
+    [(CyclicPoisson(0.2, 1.0, 4, 0), 5), (CyclicPoisson(0.2, 1.0, 4, 1), 1)],
+    [(FixedOrder(1.0, 4, 0), 5), (FixedOrder(1.0, 4, 1), 1)],
+    [(FixedOrderBuffered.of(1.0, 4, optimal_buffered(8, 4), 0), 5)],
+]
+
+
+@pytest.mark.parametrize("account", PASSES + BLOCKS, ids=lambda account: type(account[0][0]).__name__)
+def test_passes_and_blocks_of_two_accounts_are_different_ones(account: list[tuple[Event, int]]) -> None:
+    """Guarantee: a pass or a block of one account is never taken for one of another account with the same number."""
+    both, alone = normal_form(of_accounts([account, account])), normal_form(account)
+    assert both.unsampled_precision == pytest.approx(2 * alone.unsampled_precision, rel=1e-12)
+    assert sum(count for *_, count in (*both.sampled, *both.allocated)) == 2 * sum(
+        count for *_, count in (*alone.sampled, *alone.allocated)
+    )
+    assert of_accounts([account]) == account
+
+
+def test_each_kind_that_is_numbered_is_among_those_of_this_test() -> None:
+    tested = {type(account[0][0]) for account in PASSES + BLOCKS}
+    own = [kind for kind in _KINDS.values() if is_own(kind)]
+    numbered = {k for k in own if k.data_pass is not Event.data_pass or k.in_block is not Event.in_block}
+    assert numbered == tested
+
+
+def test_a_kind_that_does_not_say_how_it_is_numbered_is_not_added_to_another_account() -> None:
+    class OfPass(Event):
+        """Steps of passes, without `later`."""
+
+        type, version, adjacency, noise_multiplier = "of_pass", 1, ADD_REMOVE_ONE, 1.0
+
+        def add_to(self, costs: Costs, count: int) -> None:
+            costs.add_release(1.0, 1)
+
+        @classmethod
+        def sentence(cls, ran: object, *, alone: bool) -> str:
+            return ""
+
+        @property
+        def data_pass(self) -> int:
+            return 0
+
+    with pytest.raises(AccountingError, match="does not say how it is numbered"):
+        of_accounts([[(OfPass(), 1)]])

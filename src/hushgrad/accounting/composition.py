@@ -136,6 +136,20 @@ def next_block(composition: Composition) -> int:
     return max((event.in_block for event, _ in composition if event.in_block is not None), default=-1) + 1
 
 
+def of_accounts(accounts: Iterable[Composition]) -> Composition:
+    """Return the composition of several accounts on the same records: runs, each with a ledger of its own.
+
+    Guarantee: a pass or a block of one account is never taken for one of another account with the same number.
+
+    Raises `AccountingError` for a kind of event that does not say how it is numbered (`Event.later`).
+    """
+    found: list[tuple[Event, int]] = []
+    for account in accounts:
+        by = max(next_pass(found), next_block(found))
+        found += [(event.later(by), count) for event, count in account]
+    return found
+
+
 def costs_no_more(composition: Composition, plan: Composition) -> bool:
     """Return whether no cost of a composition is above that of a plan, each kind of cost by itself.
 

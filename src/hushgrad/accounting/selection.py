@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from hushgrad.accounting.composition import Composition, normal_form
+from hushgrad.accounting.composition import Composition, normal_form, of_accounts
 from hushgrad.accounting.floating_point import usual_floating_point
 from hushgrad.accounting.rdp import without_warnings
 from hushgrad.arguments import open_unit_interval, positive_number, real_number, whole_number
@@ -31,8 +31,7 @@ LOGARITHMIC = 0.0
 
 def all_runs(composition: Composition, runs: int) -> Composition:
     """Return the composition of `runs` runs, each of which may be looked at and published."""
-    number = whole_number("runs", runs, minimum=1)
-    return [(event, count * number) for event, count in composition]
+    return of_accounts([composition] * whole_number("runs", runs, minimum=1))
 
 
 @usual_floating_point()
@@ -56,7 +55,7 @@ def selection_epsilon(composition: Composition, delta: float, mean_runs: float, 
         raise InvalidArgumentError(
             f"must be >= 0 or POISSON, got {shape}", where="shape", cure="Pass GEOMETRIC, LOGARITHMIC or POISSON"
         )
-    form = normal_form(composition)
+    form = normal_form(composition).without_allocation()  # passes as if it were known who is in which step of them
     form.require_plain("the cost of a search")
     if form.noiseless:
         return math.inf

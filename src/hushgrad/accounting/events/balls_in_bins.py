@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from hushgrad.accounting.events.costs import Costs
@@ -44,3 +44,12 @@ class BallsInBins(Event):
             f"every record in one random batch of each of {passes} pass{'' if passes == 1 else 'es'} (balls in "
             f"bins), charged without amplification"
         )
+
+    @property
+    def data_pass(self) -> int:
+        """The index of the pass."""
+        return self.pass_index
+
+    def later(self, by: int) -> Self:
+        """Return the step of a pass of another account."""
+        return replace(self, pass_index=self.pass_index + by)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from hushgrad.accounting.events.costs import Costs, counts_as_unsampled
@@ -67,6 +67,10 @@ class CyclicPoisson(Event):
     def in_block(self) -> int:
         """The number of the block."""
         return self.block
+
+    def later(self, by: int) -> Self:
+        """Return the step of a block of another account."""
+        return replace(self, block=self.block + by)
 
     @property
     def charged_rate(self) -> float:

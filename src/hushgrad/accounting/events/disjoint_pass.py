@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from hushgrad.accounting.events.costs import Costs
@@ -48,3 +48,7 @@ class DisjointPass(Event):
     def data_pass(self) -> int:
         """The index of the pass."""
         return self.pass_index
+
+    def later(self, by: int) -> Self:
+        """Return the step of a pass of another account."""
+        return replace(self, pass_index=self.pass_index + by)

@@ -19,7 +19,7 @@ from dataclasses import fields
 from typing import Any, ClassVar, Self, TypeAlias, final
 
 from hushgrad.accounting.events.costs import Costs, FilterRule
-from hushgrad.errors import InvalidArgumentError
+from hushgrad.errors import AccountingError, InvalidArgumentError
 
 ADD_REMOVE_ONE = "add/remove-one"
 ZERO_OUT = "zero-out"
@@ -77,6 +77,21 @@ class Event(ABC):
         `add_to` then gets the length of the run: all steps of a block are equal events. None where steps cost apart.
         """
         return None
+
+    def later(self, by: int) -> Self:
+        """Return the step as one of a pass, or of a block, whose number is higher by `by`: of another account.
+
+        Passes and blocks of two accounts are different ones, also where their numbers are the same. A kind that has
+        either overrides it. Raises `AccountingError` where that is not done.
+        """
+        if self.data_pass is None and self.in_block is None:
+            return self
+        raise AccountingError(
+            f"{type(self).__name__} does not say how it is numbered, so its passes or blocks cannot be told from those "
+            f"of another account",
+            where="the total of several accounts",
+            cure="Override later() in its kind",
+        )
 
     @property
     def poisson_rate(self) -> float | None:

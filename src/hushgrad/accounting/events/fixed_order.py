@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from hushgrad.accounting.events.costs import Costs
@@ -48,6 +48,10 @@ class FixedOrder(Event):
     def in_block(self) -> int:
         """The number of the block."""
         return self.block
+
+    def later(self, by: int) -> Self:
+        """Return the step of a block of another account."""
+        return replace(self, block=self.block + by)
 
 
 def in_words(steps_per_pass: int, blocks: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from hushgrad.accounting.events.costs import Costs
@@ -70,6 +70,10 @@ class FixedOrderBuffered(Event):
     def in_block(self) -> int:
         """The number of the block."""
         return self.block
+
+    def later(self, by: int) -> Self:
+        """Return the step of a block of another account."""
+        return replace(self, block=self.block + by)
 
 
 def _numbers(name: str, text: str) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from hushgrad.accounting.events.costs import Costs
@@ -65,6 +65,10 @@ class RandomAllocation(Event):
     def data_pass(self) -> int:
         """The index of the pass."""
         return self.pass_index
+
+    def later(self, by: int) -> Self:
+        """Return the step of a pass of another account."""
+        return replace(self, pass_index=self.pass_index + by)
 
     @property
     def charged_rate(self) -> float:

@@ -8,15 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hushgrad.accounting.accountants import epsilon
 from hushgrad.accounting.composition import Composition, releases_of
-from hushgrad.accounting.selection import GEOMETRIC, selection_epsilon
 from hushgrad.study.configuration import DEFAULT_DELTA
 from hushgrad.study.report.agreement import agreement, largest_epsilon
 from hushgrad.study.report.comparison import Comparison
 from hushgrad.study.report.run_files import LEDGER, RunFiles, anchor_in, file_digest
 from hushgrad.study.report.statements import held_by
 from hushgrad.study.report.values import finite
+from hushgrad.study.sweep.choosing import all_together, drawn_number
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.plan import ORDINARY
 from hushgrad.study.sweep.results import delta_of
@@ -148,11 +147,12 @@ def choosing(rows: list[Row], done: dict[str, Attempt], given_up: list[Attempt],
 
     To look at all runs and publish any of them costs as much as all runs together. `drawn_number` is what the choice
     would have cost if the number of runs had been drawn at random (geometric, with the same mean) before the sweep
-    began, which it was not. Where a ledger says less than another file of its run, the total is unknown: infinite.
+    began, which it was not. Where a ledger says less than another file of its run, or where runs were charged under
+    different neighbouring relations, the total is unknown: infinite.
     """
     ordinary = sum(row.aim == ORDINARY for row in rows if row.status == "completed")
-    together: Composition = []
-    noiseless = private = 0
+    accounts: list[Composition] = []
+    noiseless = 0
     understated = False
     for attempt in (*done.values(), *given_up):
         understated = understated or attempt.is_understated(delta)
@@ -162,11 +162,10 @@ def choosing(rows: list[Row], done: dict[str, Attempt], given_up: list[Attempt],
         if any(event.noise_multiplier == 0 for event, _ in releases_of(events)):
             noiseless += 1
         else:
-            private += 1
-            together = [*together, *events]
-    total = math.inf if understated else epsilon(together, delta)
+            accounts.append(events)
+    total = math.inf if understated else all_together(accounts, delta)
     return {
-        "private_attempts": private,
+        "private_attempts": len(accounts),
         "noiseless_attempts": noiseless,
         "ordinary_runs": ordinary,
         "abandoned_attempts": len(given_up),
@@ -191,7 +190,7 @@ def _best(rows: list[Row], done: dict[str, Attempt], label: str, delta: float) -
         "aim": f"{best.aim}, seed {best.seed}",
         "test_accuracy": best.test_accuracy,
         "alone": best.epsilon,
-        "drawn_number": selection_epsilon(ledger.events, delta, len(private), GEOMETRIC)
+        "drawn_number": drawn_number(ledger.events, delta, len(private))
         if ledger is not None and not attempt.is_understated(delta)
         else math.inf,
     }

@@ -10,16 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hushgrad.accounting.accountants import epsilon
-from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.ledger.view import read_ledger
-from hushgrad.accounting.selection import GEOMETRIC, selection_epsilon
 from hushgrad.arguments import positive_number, whole_number
 from hushgrad.errors import HushgradError, InvalidArgumentError
 from hushgrad.extras import needs_extra
 from hushgrad.study.configuration import Privacy, RunConfig
 from hushgrad.study.run import run
 from hushgrad.study.summary_file import read_summary
+from hushgrad.study.sweep.choosing import all_together, drawn_number
 
 STUDY = "hushgrad"
 TEN = 10.0
@@ -133,9 +131,9 @@ def _found(study: Any, out: Path, done: Any, privacy: Privacy) -> Found:
             "no trial was completed", where="the search", cure="Read the logs in the folders of the trials"
         )
     best = study.best_trial
-    together: Composition = []
-    for ledger in sorted(out.glob("trial-*/ledger.jsonl")):
-        together = [*together, *read_ledger(ledger).events]
+    together = all_together(
+        (read_ledger(ledger).events for ledger in sorted(out.glob("trial-*/ledger.jsonl"))), privacy.delta
+    )
     summary = read_summary(_folder(out, best.number))
     if summary is None:
         raise InvalidArgumentError(
@@ -151,8 +149,8 @@ def _found(study: Any, out: Path, done: Any, privacy: Privacy) -> Found:
         epsilon=float(summary["epsilon"]),
         trials=len(completed),
         failed=len(study.trials) - len(completed),
-        together=epsilon(together, privacy.delta),
-        drawn_number=selection_epsilon(chosen, privacy.delta, len(completed), GEOMETRIC),
+        together=together,
+        drawn_number=drawn_number(chosen, privacy.delta, len(completed)),
     )
 
 
