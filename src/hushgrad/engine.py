@@ -25,7 +25,7 @@ from hushgrad.mechanism.named_noise import apart, kind_of, require_fixed_order, 
 from hushgrad.parallel.agreement import together
 from hushgrad.parallel.world import join_world
 from hushgrad.randomness import KeyStream
-from hushgrad.sampling.choice import Reading, counted_in, scheme_for, size_for
+from hushgrad.sampling.choice import Reading, counted_in, passes_of, scheme_for, size_for
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.scheme import SamplingScheme
 from hushgrad.sampling.stream import StreamLoader, StreamReading, is_stream, read_stream
@@ -435,11 +435,6 @@ def _plan(
     if strategy != INDEPENDENT:
         sampling = apart(sampling, strategy, steps_per_pass=steps_of(reading))
         require_fixed_order(reading, sampling)
-    if spare and sampling.counts_in == "passes":
-        raise InvalidArgumentError(
-            f"spare_steps does not go with {type(sampling).__name__}, which is charged in passes over the data",
-            cure="Plan one epoch more: a pass that a crash cuts off is charged whole",
-        )
     return DPSGD(
         noise_multiplier=noise_multiplier,
         noise_kind=kind_of(noise),
@@ -447,7 +442,7 @@ def _plan(
         sampling=sampling,
         expected_batch_size=size_for(reading, sampling),
         steps=None if count is None or isinstance(reading, StreamReading) else count * reading.steps + spare,
-        passes=count if sampling.counts_in == "passes" else None,
+        passes=None if count is None else passes_of(sampling, count, 1, spare),
         loss_reduction=loss_reduction,
         strategy=strategy,
     )

@@ -25,11 +25,15 @@ from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
 from hushgrad.mechanism.known import NAMED
+from hushgrad.mechanism.named_noise import CHOSEN
 from hushgrad.randomness import KeyStream
-from hushgrad.sampling.poisson import PoissonSampling
+from hushgrad.sampling.choice import NAMES as SAMPLINGS
+from hushgrad.sampling.choice import passes_of, scheme_named, size_of
+from hushgrad.sampling.scheme import SamplingScheme
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
 from hushgrad.session.spending import calibrated
+from hushgrad.strategies.strategy import Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,8 @@ class Privacy:
         clipping: "flat", another rule by its name, or a `ClipRule`, as in `PrivacyEngine.make_private`.
         noise_multiplier: σ; by default it is chosen for `target_epsilon`.
         noise: "gaussian", or "grid": on a grid, to which sums are rounded (docs/floating-point.md).
+        sampling: how records are drawn: "poisson", "balls-in-bins" (each in one random step of a pass, which is charged
+            whole: a resume in its middle begins another) or "fixed-size", as in `PrivacyEngine.make_private`.
         ledger: a path makes the record of what ran durable; integrations that have an output folder keep it there.
         spare_steps: so many steps more are paid for, for those that a crash takes away.
         phase: the name of a part of the account, which takes a `ledger`: staged training on one ledger, each stage
@@ -63,6 +69,7 @@ class Privacy:
     noise_multiplier: float | None = None
     clipping: str | ClipRule = "flat"
     noise: str = "gaussian"
+    sampling: str = "poisson"
     ledger: str | os.PathLike[str] | None = None
     spare_steps: int = 0
     phase: str | None = None
@@ -83,8 +90,9 @@ class Privacy:
                 "target_epsilon and noise_multiplier are both missing",
                 cure="Give target_epsilon, noise_multiplier, or both (then the epsilon is a budget)",
             )
-        one_of("noise", self.noise, tuple(NAMED))
+        self._check_names()
         whole_number("spare_steps", self.spare_steps, minimum=0)
+        passes_of(scheme_named(self.sampling, 1, 1, 1), 1, 1, self.spare_steps)
         whole_number("group_size", self.group_size, minimum=1)
         one_of("accountant", self.accountant, tuple(ACCOUNTANTS))
         if not isinstance(self.strict, bool):
@@ -102,8 +110,28 @@ class Privacy:
                 cure="Give all phases one path: Privacy(ledger=..., phase=...)",
             )
 
-    def mechanism(self, *, batch_size: float, population: int, steps: int) -> DPSGD:
-        """Return the mechanism of a run: Poisson sampling at rate B / N, for `steps` steps and the spare ones.
+    def _check_names(self) -> None:
+        """Refuse what the loops of frameworks do not follow, and say what does."""
+        if isinstance(self.noise, Strategy) or self.noise in CHOSEN:
+            raise InvalidArgumentError(
+                "the loops of frameworks take noise that is independent in every step, and this is correlated between "
+                "them",
+                where="noise",
+                cure='Take "gaussian" or "grid", or write the loop with '
+                "PrivacyEngine.make_private_with_epsilon(noise=...)",
+            )
+        one_of("noise", self.noise, tuple(NAMED))
+        if isinstance(self.sampling, SamplingScheme):
+            raise InvalidArgumentError(
+                f"must be one of {', '.join(SAMPLINGS)}, got {type(self.sampling).__name__}: batch size, number of "
+                f"records and steps are the framework's",
+                where="sampling",
+                cure="Give a name, or write the loop with PrivacyEngine.make_private(sampling=...)",
+            )
+        one_of("sampling", self.sampling, SAMPLINGS)
+
+    def mechanism(self, *, batch_size: float, population: int, steps: int, steps_per_pass: int | None = None) -> DPSGD:
+        """Return the mechanism of a run of `steps` steps and the spare ones, `steps_per_pass` in each pass (None: all).
 
         Of several processes all call it, and the first one reads what earlier phases spent.
 
@@ -117,13 +145,16 @@ class Privacy:
                 cure=f"Choose a batch size of at most {population} (in a Trainer: per_device_train_batch_size times "
                 f"gradient_accumulation_steps)",
             )
+        in_a_pass = steps if steps_per_pass is None else steps_per_pass
+        sampling = scheme_named(self.sampling, batch_size, population, in_a_pass)
         plan = DPSGD(
             noise_multiplier=1.0 if self.noise_multiplier is None else self.noise_multiplier,
             noise_kind=self.noise,
             clipping=chosen(self.clipping, self.max_grad_norm, batch_size),
-            sampling=PoissonSampling(batch_size / population),
-            expected_batch_size=batch_size,
+            sampling=sampling,
+            expected_batch_size=size_of(sampling, batch_size, population),
             steps=steps + self.spare_steps,
+            passes=passes_of(sampling, steps, in_a_pass, self.spare_steps),
         )
         if self.noise_multiplier is not None:
             return plan

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from hushgrad import Privacy
 from hushgrad.errors import CheckpointError, IncompatibleFrameworkError, LedgerError
 from hushgrad.integrations.accelerate import prepare
+from hushgrad.sampling.choice import NAMES
 
 DATA = Texts(classes=3)
 EPOCHS = 2
@@ -99,10 +100,11 @@ def test_the_noise_has_the_standard_deviation_that_is_charged() -> None:
     assert noise.std().item() == pytest.approx(1.5 * C, rel=0.015)
 
 
-def test_the_noise_and_epsilon_are_those_of_the_plain_plan() -> None:
-    privacy = Privacy(max_grad_norm=C, target_delta=1e-3, target_epsilon=3.0, test_key=1)
+@pytest.mark.parametrize("sampling", NAMES)
+def test_the_noise_and_epsilon_are_those_of_the_plain_plan(sampling: str) -> None:
+    privacy = Privacy(max_grad_norm=C, target_delta=1e-3, target_epsilon=3.0, test_key=1, sampling=sampling)
     run = Run(privacy)
-    plan = privacy.mechanism(batch_size=B, population=N, steps=EPOCHS * N // B)
+    plan = privacy.mechanism(batch_size=B, population=N, steps=EPOCHS * N // B, steps_per_pass=N // B)
     assert run.session.mechanism == plan
     run.train(EPOCHS * N // B)
     assert run.session.epsilon(1e-3) == plan.epsilon(1e-3)

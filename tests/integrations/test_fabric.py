@@ -26,6 +26,7 @@ from hushgrad.errors import (
 )
 from hushgrad.integrations.fabric import load, prepare, save
 from hushgrad.integrations.model_losses import of_examples
+from hushgrad.sampling.choice import NAMES
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -127,10 +128,11 @@ def test_the_noise_has_the_standard_deviation_that_is_charged() -> None:
     assert noise.std().item() == pytest.approx(1.5 * C, rel=0.01)
 
 
-def test_the_noise_and_epsilon_are_those_of_the_plain_plan() -> None:
-    privacy = Privacy(max_grad_norm=C, target_delta=1e-3, target_epsilon=3.0, test_key=1)
+@pytest.mark.parametrize("sampling", NAMES)
+def test_the_noise_and_epsilon_are_those_of_the_plain_plan(sampling: str) -> None:
+    privacy = Privacy(max_grad_norm=C, target_delta=1e-3, target_epsilon=3.0, test_key=1, sampling=sampling)
     run = Run(privacy)
-    plan = privacy.mechanism(batch_size=B, population=N, steps=STEPS)
+    plan = privacy.mechanism(batch_size=B, population=N, steps=STEPS, steps_per_pass=N // B)
     assert run.session.mechanism == plan
     run.train(STEPS)
     assert run.session.epsilon(1e-3) == plan.epsilon(1e-3)

@@ -27,6 +27,7 @@ from torch import nn
 from hushgrad import Privacy
 from hushgrad.errors import ProtocolError
 from hushgrad.integrations.lightning import PrivateTraining
+from hushgrad.sampling.choice import NAMES
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -61,10 +62,13 @@ def test_the_noise_has_the_standard_deviation_that_is_charged(tmp_path: Path) ->
     assert noise.std().item() == pytest.approx(1.5 * C, rel=0.01)
 
 
-def test_noise_rate_and_epsilon_are_those_of_the_plain_plan_and_schedules_count_logical_steps(tmp_path: Path) -> None:
-    privacy = Privacy(max_grad_norm=C, target_delta=1e-3, target_epsilon=3.0, test_key=1)
+@pytest.mark.parametrize("sampling", NAMES)
+def test_noise_rate_and_epsilon_are_those_of_the_plain_plan_and_schedules_count_logical_steps(
+    sampling: str, tmp_path: Path
+) -> None:
+    privacy = Privacy(max_grad_norm=C, target_delta=1e-3, target_epsilon=3.0, test_key=1, sampling=sampling)
     module, run, callback = fit_small(tmp_path, privacy)
-    plan = privacy.mechanism(batch_size=B, population=N, steps=STEPS)
+    plan = privacy.mechanism(batch_size=B, population=N, steps=STEPS, steps_per_pass=N // B)
     assert callback.session is not None
     assert callback.session.mechanism == plan
     assert callback.guarantee().epsilon == callback.session.epsilon(1e-3) == plan.epsilon(1e-3) <= 3.0
@@ -320,6 +324,7 @@ HOOKS = {
     "on_before_backward": ["trainer", "pl_module", "loss"],
     "on_before_optimizer_step": ["trainer", "pl_module", "optimizer"],
     "on_train_batch_end": ["trainer", "pl_module", "outputs", "batch", "batch_idx"],
+    "on_train_epoch_end": ["trainer", "pl_module"],
     "teardown": ["trainer", "pl_module", "stage"],
     "on_exception": ["trainer", "pl_module", "exception"],
     "state_dict": [],

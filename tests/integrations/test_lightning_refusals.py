@@ -290,6 +290,30 @@ def test_a_crash_and_a_resume_keep_the_account_and_spare_steps_reach_the_end(tmp
     assert module.rates[0] == pytest.approx(0.1 / 4)  # after three logical steps
 
 
+def test_a_pass_that_a_crash_broke_off_stays_charged_and_training_ends_with_those_that_are_left(tmp_path: Path) -> None:
+    """Of two passes of four steps both were begun, so none is left; of three the last one ends where Lightning has it.
+
+    Lightning goes on with the epoch of the checkpoint, step 3, for one step, and a pass is drawn anew for it.
+    """
+    for passes, last in ((3, 4), (4, 8)):
+        privacy = Privacy(max_grad_norm=C, target_delta=1e-3, target_epsilon=3.0, sampling="balls-in-bins")
+        root = tmp_path / str(passes)
+        saving = ModelCheckpoint(root, filename="at", every_n_train_steps=3, save_on_train_epoch_end=False)
+        with pytest.raises(CrashError):
+            fit_small(root, privacy, callbacks=[saving, StopAt(5)], limit_val_batches=0, max_epochs=passes)
+        _, run, callback = fit_small(root, privacy, ckpt_path=root / "at.ckpt", max_epochs=passes)
+        assert callback.session is not None
+        assert (callback.lost_steps, run.global_step) == (2, last)
+        assert callback.session.passes_left == 0
+        assert callback.guarantee().epsilon <= 3.0
+
+
+def test_epochs_that_are_cut_short_are_refused_where_passes_are_charged_whole(tmp_path: Path) -> None:
+    privacy = Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.0, sampling="balls-in-bins")
+    with pytest.raises(IncompatibleFrameworkError, match="limit_train_batches"):
+        fit_small(tmp_path, privacy, limit_train_batches=3)
+
+
 RESUMES: dict[str, tuple[Callable[[Path], object], bool, type[HushgradError]]] = {
     "again without resume": (lambda root: None, False, ProtocolError),
     "without its ledger": (lambda root: (root / "ledger.jsonl").unlink(), True, LedgerError),

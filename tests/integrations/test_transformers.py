@@ -27,6 +27,7 @@ from hushgrad.errors import (
 from hushgrad.integrations.receipt_file import RECEIPT
 from hushgrad.integrations.trainer_silence import OF_TRAINING_DATA
 from hushgrad.integrations.transformers import private
+from hushgrad.sampling.choice import NAMES
 
 SILENT = Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=0.0)
 NOISY = Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.5, test_key=1)
@@ -118,11 +119,14 @@ def test_the_noise_has_the_standard_deviation_that_is_charged(tmp_path: Path) ->
     assert noise.std().item() == pytest.approx(1.5 * C, rel=0.01)
 
 
-def test_noise_rate_and_epsilon_are_those_of_the_plain_plan_and_schedules_count_logical_steps(tmp_path: Path) -> None:
-    privacy = Privacy(max_grad_norm=C, target_delta=1e-3, target_epsilon=3.0, test_key=1)
+@pytest.mark.parametrize("sampling", NAMES)
+def test_noise_rate_and_epsilon_are_those_of_the_plain_plan_and_schedules_count_logical_steps(
+    sampling: str, tmp_path: Path
+) -> None:
+    privacy = Privacy(max_grad_norm=C, target_delta=1e-3, target_epsilon=3.0, test_key=1, sampling=sampling)
     run = trainer(tmp_path, bert(), Texts(3), privacy, learning_rate=1e-2)
     run.train()
-    plan = privacy.mechanism(batch_size=B, population=N, steps=STEPS)
+    plan = privacy.mechanism(batch_size=B, population=N, steps=STEPS, steps_per_pass=N // B)
     assert run.session.mechanism == plan
     assert run.session.epsilon(1e-3) == plan.epsilon(1e-3) <= 3.0
     assert [entry["learning_rate"] for entry in run.state.log_history if "learning_rate" in entry] == pytest.approx(
@@ -156,10 +160,9 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def stopped(out: Path, privacy: Privacy) -> Any:
-    run = trainer(
-        out, bert(), Texts(3), privacy, kind=PrivateTrainer, save_strategy="steps", save_steps=3, callbacks=[Stop(5)]
-    )
+def stopped(out: Path, privacy: Privacy, **settings: Any) -> Any:
+    settings |= {"save_strategy": "steps", "save_steps": 3, "callbacks": [Stop(5)]}
+    run = trainer(out, bert(), Texts(3), privacy, kind=PrivateTrainer, **settings)
     with pytest.raises(KeyboardInterrupt):
         run.train()
     run.session.close()
@@ -176,6 +179,18 @@ def test_a_crash_and_a_resume_keep_the_account_and_spare_steps_reach_the_end(tmp
     assert run.state.global_step == STEPS - 2 + spare_steps
     assert run.session.steps == STEPS + spare_steps
     assert run.guarantee().epsilon <= 3.0
+
+
+def test_a_pass_that_a_crash_broke_off_stays_charged_and_training_ends_with_those_that_are_left(tmp_path: Path) -> None:
+    """Of three passes of four steps two were begun; the third one goes from step 3, that of the checkpoint, to 7."""
+    privacy = Privacy(max_grad_norm=C, target_delta=1e-3, target_epsilon=3.0, sampling="balls-in-bins")
+    stopped(tmp_path, privacy, num_train_epochs=3)
+    settings = {"kind": PrivateTrainer, "save_strategy": "no", "num_train_epochs": 3}
+    run = trainer(tmp_path, bert(), Texts(3), privacy, **settings)
+    run.train(resume_from_checkpoint=True)
+    assert (run.lost_steps, run.state.global_step, run.session.steps) == (2, 7, 9)
+    assert run.session.passes_left == run.session.steps_left == 0
+    assert 2.9 < run.guarantee().epsilon <= 3.0
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:

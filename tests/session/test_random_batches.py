@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hushgrad
-from hushgrad import DPSGD, BallsInBinsSampling, FixedSizeSampling, FlatClipping, PrivacyEngine
+from hushgrad import DPSGD, BallsInBinsSampling, FixedSizeSampling, FlatClipping, PoissonSampling, PrivacyEngine
 from hushgrad.accounting import FixedSizeSampled, RandomAllocation, epsilon, read_ledger
 from hushgrad.errors import (
     BudgetExhaustedError,
@@ -89,6 +89,36 @@ def test_planned_passes_are_a_limit_that_a_broken_off_one_counts_into(tmp_path: 
     with pytest.raises(BudgetExhaustedError, match="2 passes"):
         run(model, optimizer, session, loader)
     assert session.epsilon(1e-5) == mechanism.epsilon(1e-5)
+
+
+def test_the_steps_left_are_those_of_the_passes_that_are_left(tmp_path: Path) -> None:
+    """Of three passes of six steps; also where the plan counts steps, as that of a facade does."""
+    mechanism = plan(passes=3, steps=18)
+    model, optimizer, session = opened(mechanism, tmp_path / "ledger")
+    assert (session.passes_left, session.steps_left) == (3, 18)
+    loader = session.batches(data())
+    assert (session.passes_left, session.steps_left) == (3, 18)
+    run(model, optimizer, session, loader, 2)
+    assert (session.passes_left, session.steps_left) == (2, 16)
+    session.close()
+    model, optimizer, session = opened(mechanism, tmp_path / "ledger")
+    loader = session.batches(data())
+    assert (session.passes_left, session.steps_left) == (2, 12)
+    run(model, optimizer, session, loader)
+    run(model, optimizer, session, loader)
+    assert (session.passes_left, session.steps_left, session.steps) == (0, 0, 14)
+    _, _, session = opened(plan())
+    assert session.passes_left is session.steps_left is None
+
+
+def test_steps_of_an_earlier_phase_are_no_pass_that_goes_on(tmp_path: Path) -> None:
+    poisson = plan(sampling=PoissonSampling(0.1), expected_batch_size=6)
+    model, optimizer, session = opened(poisson, tmp_path / "ledger", phase="first")
+    run(model, optimizer, session, session.batches(data()), 2)
+    session.close()
+    _, _, session = opened(plan(passes=2), tmp_path / "ledger", phase="second")
+    session.batches(data())
+    assert (session.passes_left, session.steps_left) == (2, 12)
 
 
 def test_a_ledger_is_not_continued_with_other_bins(tmp_path: Path) -> None:

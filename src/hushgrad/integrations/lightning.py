@@ -33,7 +33,7 @@ from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.errors import IncompatibleFrameworkError, InvalidArgumentError, ProtocolError
 from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import refuse
-from hushgrad.integrations.lightning_checks import LOGGED, conditions_of, network_of, problems_of
+from hushgrad.integrations.lightning_checks import LOGGED, PASS_CUT_SHORT, conditions_of, network_of, problems_of
 from hushgrad.integrations.lightning_data import Batches, with_private_batches
 from hushgrad.integrations.lightning_life import ledger_of, receipt_of, require_new
 from hushgrad.integrations.lightning_logs import TrainingLog
@@ -190,7 +190,14 @@ class PrivateTraining(Callback):
         if math.isinf(steps):
             refuse("Lightning", [("its number of steps is not limited", "Set max_epochs or max_steps")])
         reading = batches.reading
-        mechanism = self.privacy.mechanism(batch_size=reading.batch_size, population=reading.count, steps=int(steps))
+        mechanism = self.privacy.mechanism(
+            batch_size=reading.batch_size,
+            population=reading.count,
+            steps=int(steps),
+            steps_per_pass=reading.steps,
+        )
+        if mechanism.sampling.counts_in == "passes" and trainer.num_training_batches < reading.steps:
+            refuse("Lightning", [PASS_CUT_SHORT])
         ledger = ledger_of(trainer, self.privacy)
         before = steps_taken(ledger, self.privacy.phase)
         if ledger is not None:
@@ -279,8 +286,14 @@ class PrivateTraining(Callback):
             self._log.write(pl_module, {name: float(value) for name, value in said.items() if value is not None})
         self._stop_where_spent(trainer)
 
-    def _stop_where_spent(self, trainer: Trainer) -> None:
-        if self._require_session().steps_left == 0 and trainer.global_step < trainer.estimated_stepping_batches:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop where no further pass over the data is paid for: a resume in the middle of one has begun another."""
+        self._stop_where_spent(trainer, before_a_pass=True)
+
+    def _stop_where_spent(self, trainer: Trainer, *, before_a_pass: bool = False) -> None:
+        session = self._require_session()
+        is_spent = session.steps_left == 0 or (before_a_pass and session.passes_left == 0)
+        if is_spent and trainer.global_step < trainer.estimated_stepping_batches:
             trainer.should_stop = True
 
     # After training --------------------------------------------------------------------------------------------------

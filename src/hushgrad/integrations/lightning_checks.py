@@ -46,6 +46,12 @@ LOGGED = Condition(
 )
 
 
+PASS_CUT_SHORT = (
+    "limit_train_batches cuts every epoch short, and its sampling charges each pass over the data whole",
+    "Leave limit_train_batches out, or sampling at 'poisson'",
+)
+
+
 def _has(*kinds: type[Any]) -> _Wrong:
     return lambda trainer, module: any(isinstance(callback, kinds) for callback in trainer.callbacks)
 

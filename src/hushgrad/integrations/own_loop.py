@@ -38,7 +38,9 @@ def plan(privacy: Privacy, data_loader: Any, epochs: int, share: Share = WHOLE) 
     """
     reading = for_each_process(read_data_loader(data_loader), share)
     steps = whole_number("epochs", epochs, minimum=1) * reading.steps
-    return reading, privacy.mechanism(batch_size=reading.batch_size, population=reading.count, steps=steps)
+    return reading, privacy.mechanism(
+        batch_size=reading.batch_size, population=reading.count, steps=steps, steps_per_pass=reading.steps
+    )
 
 
 def attach(

@@ -123,7 +123,9 @@ class PrivateTraining:
             this.args, own
         )  # its own arithmetic: so many steps it will run
         population = len(theirs.dataset)
-        mechanism = self.privacy.mechanism(batch_size=size, population=population, steps=max_steps)
+        mechanism = self.privacy.mechanism(
+            batch_size=size, population=population, steps=max_steps, steps_per_pass=len(own)
+        )
         os.makedirs(os.path.dirname(os.fspath(self._ledger)) or ".", exist_ok=True)
         this.create_optimizer()
         this.model.train()

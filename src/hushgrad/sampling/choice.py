@@ -78,11 +78,20 @@ def _named(reading: Reading, name: str) -> SamplingScheme:
             where="the dataset",
             cure="Pass poisson_sampling=False and leave sampling out, or load it into a map-style dataset",
         )
+    return scheme_named(name, reading.batch_size, reading.count, reading.steps)
+
+
+def scheme_named(name: str, batch_size: float, population: int, steps_per_pass: int) -> SamplingScheme:
+    """Return the scheme of a name of NAMES, for passes of so many steps with `batch_size` records on average.
+
+    Raises `InvalidArgumentError` for another name, and for batches larger than the population.
+    """
+    one_of("sampling", name, NAMES)
     if name == "poisson":
-        return PoissonSampling(reading.batch_size / reading.count)
+        return PoissonSampling(batch_size / population)
     if name == "balls-in-bins":
-        return BallsInBinsSampling(reading.steps)
-    return FixedSizeSampling(int(reading.batch_size), reading.count)
+        return BallsInBinsSampling(steps_per_pass)
+    return FixedSizeSampling(int(batch_size), population)
 
 
 def counted_in(reading: Reading, sampling: SamplingScheme) -> Reading:
@@ -91,7 +100,30 @@ def counted_in(reading: Reading, sampling: SamplingScheme) -> Reading:
 
 
 def size_for(reading: Reading, sampling: SamplingScheme) -> float:
-    """Return B: the loader's batch size, or where each pass is shared out over its steps what a step has on average."""
-    if isinstance(reading, StreamReading) or sampling.allocation is None:
+    """Return B of a loader (see `size_of`)."""
+    if isinstance(reading, StreamReading):
         return reading.batch_size
-    return positive_number("expected_batch_size", sampling.expected_batch_size(reading.count))
+    return size_of(sampling, reading.batch_size, reading.count)
+
+
+def size_of(sampling: SamplingScheme, batch_size: float, population: int) -> float:
+    """Return B: the batch size, or where each pass is shared out over its steps what a step has on average."""
+    if sampling.allocation is None:
+        return batch_size
+    return positive_number("expected_batch_size", sampling.expected_batch_size(population))
+
+
+def passes_of(sampling: SamplingScheme, steps: int, steps_per_pass: int, spare_steps: int) -> int | None:
+    """Return how many passes so many steps are, where passes are charged; else None.
+
+    Raises `InvalidArgumentError` for spare steps of passes: a pass is charged whole.
+    """
+    if sampling.counts_in != "passes":
+        return None
+    if spare_steps:
+        raise InvalidArgumentError(
+            f"spare_steps does not go with {type(sampling).__name__}, which is charged in passes over the data",
+            where="spare_steps",
+            cure="Plan one epoch more: a pass that a crash cuts off is charged whole",
+        )
+    return -(-steps // steps_per_pass)

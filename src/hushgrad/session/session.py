@@ -542,10 +542,19 @@ class Session:
     def steps_left(self) -> int | None:
         """How many more steps are planned and fit into the budget; None where nothing limits them.
 
-        For `DisjointBatches` the limit is in passes over the data, and this is None. Before the first batch is drawn
-        the budget is not counted yet.
+        Where passes over the data are charged, those left of the pass that this session is in and of all that may be
+        begun; for `DisjointBatches`, whose passes have no number of steps, see `passes_left`. Before the first batch is
+        drawn the budget is not counted yet.
         """
         return self._parts.spending.steps_left
+
+    @property
+    def passes_left(self) -> int | None:
+        """How many more passes over the data may be begun; None where nothing limits them, as where steps are charged.
+
+        A pass that was broken off, by a crash or a stop, is charged whole.
+        """
+        return self._parts.spending.passes_left
 
     @property
     def clip_norm(self) -> float:

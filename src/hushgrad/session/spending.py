@@ -18,6 +18,7 @@ from hushgrad.accounting.composition import (
     next_block,
     next_pass,
     require_established,
+    steps_of,
 )
 from hushgrad.accounting.conditions import (
     NO_LEDGER_PATH,
@@ -302,7 +303,21 @@ class Spending:
     @property
     def steps_left(self) -> int | None:
         """How many more steps are planned and fit into the budget; None where nothing limits them."""
-        return None if self._last_step is None else max(self._last_step - self.steps, 0)
+        limits = [] if self._last_step is None else [max(self._last_step - self.steps, 0)]
+        allocation = self._mechanism.sampling.allocation
+        if allocation is not None and self.passes_left is not None:
+            limits.append(self.passes_left * allocation.bins + self._rest_of_pass(allocation.bins))
+        return min(limits, default=None)
+
+    @property
+    def passes_left(self) -> int | None:
+        """How many more passes over the data may be begun; None where nothing limits them."""
+        return None if self._last_pass is None else max(self._last_pass - next_pass(self.events()), 0)
+
+    def _rest_of_pass(self, steps: int) -> int:
+        """Return how many of the `steps` of a pass are to come of the one that this session is in."""
+        last = [] if self._ledger is None else steps_of(self.events())[-1:]
+        return sum(steps - n for event, n in last if event.data_pass is not None and event.data_pass >= self._first)
 
     def current(self) -> Mechanism:
         """Return the mechanism of the next step to be charged (of the last one, where all are)."""
