@@ -13,7 +13,15 @@ from hushgrad.arguments import non_negative_number, one_of, open_unit_interval, 
 from hushgrad.clipping.named import NAMES, rule_named
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.mechanism import DPSGD
 from hushgrad.mechanism.known import NAMED
+from hushgrad.mechanism.named_noise import CHOSEN, apart, kind_of
+from hushgrad.sampling.choice import NAMES as SAMPLINGS
+from hushgrad.sampling.choice import passes_of, scheme_named, size_of
+from hushgrad.sampling.scheme import SamplingScheme
+from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
+from hushgrad.strategies.banded import INDEPENDENT
+from hushgrad.strategies.optimal_banded import optimal_banded
 from hushgrad.study.models import ACTIVATIONS, MODELS
 from hushgrad.study.settings import Kind, check_settings, choice, fraction, number, setting, text, whole
 from hushgrad.study.tasks import TASKS, TaskOptions
@@ -57,6 +65,23 @@ def _check_clipping(name: str, value: Any) -> None:
 CLIPPING = Kind(str, _check_clipping, "RULE", f"one of {', '.join(NAMES)}, or such as automatic:gamma=0.1")
 
 
+NOISES = (*NAMED, *(name for name in CHOSEN if name != "buffered"))
+
+
+def _check_noise(name: str, value: Any) -> None:
+    if value == "buffered":
+        raise InvalidArgumentError(
+            "buffered noise is for batches that come in one order in every pass, and these runs draw theirs at random",
+            where=name,
+            cure="Take banded, or best for the one that leaves less; in Python "
+            'make_private_with_epsilon(noise="buffered", poisson_sampling=False)',
+        )
+    one_of(name, value, NOISES)
+
+
+NOISE = Kind(str, _check_noise, "|".join(NOISES), f"one of {', '.join(NOISES)}")
+
+
 def _delta(name: str, value: Any) -> float:
     return open_unit_interval(name, value, "the usual choice is below 1/N")
 
@@ -94,7 +119,23 @@ class Privacy:
     delta: float = field(default=DEFAULT_DELTA, metadata=setting(number(_delta), "δ; must be below 1/N.", key=None))
     noise: str = field(
         default="gaussian",
-        metadata=setting(choice(NAMED), "grid: noise on a grid, which floating point does not betray."),
+        metadata=setting(
+            NOISE,
+            "grid: on a grid, which floating point does not betray; with a target ε also banded (correlated between "
+            "steps) or best (banded where that leaves less).",
+        ),
+    )
+    sampling: str = field(
+        default="poisson",
+        metadata=setting(
+            choice(SAMPLINGS),
+            "balls-in-bins: every record in one random step of each pass; fixed-size: batches of exactly that size.",
+            key="sampling_name",
+        ),
+    )
+    max_batch_size: int | None = field(
+        default=None,
+        metadata=setting(whole(1), "Poisson draws with more examples are cut at random to so many, and charged so."),
     )
     spare_steps: int = field(
         default=0,
@@ -105,6 +146,27 @@ class Privacy:
         """Return the clip rule of a run whose batches have this expected size."""
         return rule_named(self.clipping, self.max_grad_norm, batch_size)
 
+    def scheme(self, batch_size: int, population: int) -> SamplingScheme:
+        """Return how the examples of a run are drawn, of which a pass has ⌈N / batch size⌉ steps."""
+        if self.max_batch_size is not None:
+            return TruncatedPoissonSampling(batch_size / population, population, self.max_batch_size)
+        return scheme_named(self.sampling, batch_size, population, -(-population // batch_size))
+
+    def plan(self, batch_size: int, population: int, epochs: int, noise_multiplier: float) -> DPSGD:
+        """Return the mechanism of a run with so much noise; where noise is correlated, that of the fewest bands."""
+        sampling, steps = self.scheme(batch_size, population), -(-population // batch_size)
+        strategy = optimal_banded(2, 2) if self.noise in CHOSEN else INDEPENDENT
+        return DPSGD(
+            noise_multiplier=noise_multiplier,
+            noise_kind=kind_of(self.noise),
+            clipping=self.clip_rule(batch_size),
+            sampling=sampling if strategy == INDEPENDENT else apart(sampling, strategy, steps_per_pass=steps),
+            expected_batch_size=size_of(sampling, batch_size, population),
+            steps=epochs * steps + self.spare_steps,
+            passes=passes_of(sampling, epochs * steps, steps, self.spare_steps),
+            strategy=strategy,
+        )
+
     def __post_init__(self) -> None:
         if (self.noise_multiplier is None) == (self.target_epsilon is None):
             raise InvalidArgumentError(
@@ -112,6 +174,17 @@ class Privacy:
                 cure="Give one: noise_multiplier=1 fixes the noise, target_epsilon=3 has it chosen",
             )
         check_settings(self)
+        if self.max_batch_size is not None and self.sampling != "poisson":
+            raise InvalidArgumentError(
+                f"cuts Poisson draws, and the sampling is {self.sampling}", where="max_batch_size", cure="Leave it out"
+            )
+        if self.noise in CHOSEN and self.target_epsilon is None:
+            raise InvalidArgumentError(
+                f"{self.noise} noise is chosen for a number of steps and a target ε, and none is given",
+                where="noise",
+                cure="Give target_epsilon (--epsilon) in place of noise_multiplier",
+            )
+        self.plan(1, 2, 1, 1.0)  # refuses what does not go together, whatever the data are
         target, most = self.target_epsilon, self.max_epsilon
         if self.spare_steps and target is None and most is None:
             raise InvalidArgumentError(
@@ -148,7 +221,7 @@ class RunConfig:
     activation: str = field(default="tanh", metadata=setting(choice(ACTIVATIONS), "Between the model's layers."))
     privacy: Privacy | None
     batch_size: int = field(
-        metadata=setting(whole(1), "Expected size of a batch, drawn by Poisson sampling.", key="expected_batch_size")
+        metadata=setting(whole(1), "Expected size of a batch, drawn at random (--sampling).", key="expected_batch_size")
     )
     max_physical_batch_size: int | None = field(
         default=None,

@@ -63,6 +63,7 @@ class EpsilonCache:
                     noise_multiplier=mechanism.noise_multiplier,
                     max_grad_norm=self.privacy.max_grad_norm,
                     sampling_rate=mechanism.sampling.poisson_rate,
+                    expected_batch_size=mechanism.expected_batch_size,
                     anchor=self.engine.session.anchor,
                     lost_steps=self.engine.session.steps - step,
                 ),
@@ -73,6 +74,11 @@ class EpsilonCache:
         """Return the step at which a run ends that goes on from `step`: the planned one, if it is paid for."""
         left = self.engine.session.steps_left
         return planned_steps if left is None else min(planned_steps, step + left)
+
+    @property
+    def has_whole_passes(self) -> bool:
+        """Whether what is charged is broken off with a pass, so that a run that goes on begins with a whole one."""
+        return self.engine.mechanism.sampling.counts_in != "steps"
 
 
 @dataclass(slots=True)
@@ -139,6 +145,7 @@ def run_loop(
     steps_per_epoch = planned_steps // config.epochs
     step = start or 0
     last = planned_steps if account is None else account.end(step, planned_steps)
+    shift = step % steps_per_epoch if account is not None and account.has_whole_passes else 0
     if last == 0:
         raise BudgetExhaustedError(
             "all steps that were planned are spent, and crashes have taken every one of them away",
@@ -191,8 +198,8 @@ def run_loop(
         callbacks.on_epoch(parts.released, outcome_now())
     window = _Window.on(config.device)
     while status == "running":
-        epoch = step // steps_per_epoch + 1
-        end = min(epoch * steps_per_epoch, last)
+        epoch = (step - shift) // steps_per_epoch + 1
+        end = min(epoch * steps_per_epoch + shift, last)
         is_tested = epoch % test_every == 0 or end == last
         for inputs, labels in parts.batches:
             inputs, labels = parts.views(inputs.to(config.device)), labels.to(config.device)

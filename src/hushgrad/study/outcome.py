@@ -36,7 +36,9 @@ class Measurement:
 class PrivacySpent:
     """The privacy that a run has spent so far, as the engine states it.
 
-    `sampling_rate` is None unless examples were drawn by Poisson sampling; `anchor` is the ledger's last record.
+    `sampling_rate` is None unless examples were drawn by Poisson sampling; `expected_batch_size` is what the sum is
+    divided by, which differs from the batch size where a pass is shared out over its steps. `anchor` is the ledger's
+    last record.
     `lost_steps` of the steps charged came after a checkpoint that a crash made the run go back to.
     """
 
@@ -44,6 +46,7 @@ class PrivacySpent:
     noise_multiplier: float
     max_grad_norm: float
     sampling_rate: float | None
+    expected_batch_size: float
     anchor: LedgerHead | None = None
     lost_steps: int = 0
 

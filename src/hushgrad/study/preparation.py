@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hushgrad.accounting.accountants import epsilon
-from hushgrad.accounting.calibration import poisson_steps
 from hushgrad.accounting.composition import steps_of
 from hushgrad.accounting.events.event import ADD_REMOVE_ONE
 from hushgrad.accounting.guarantee import round_up
@@ -51,7 +50,7 @@ def prepare(config: RunConfig, task: Task, ledger: Path | None, learned: tuple[i
     preparation = task.preparation
     if preparation is None:
         return Prepared(task)
-    asked = _asked(config, preparation)
+    asked = _asked(config, task, preparation)
     if learned is not None:
         if config.privacy is not None:
             require_charged(ledger)
@@ -66,7 +65,10 @@ def prepare(config: RunConfig, task: Task, ledger: Path | None, learned: tuple[i
         )
     else:
         sigma = asked.event.noise_multiplier
-        found = release(preparation.query, preparation.records, ledger=ledger, noise_multiplier=sigma)
+        relation = asked.event.adjacency
+        found = release(
+            preparation.query, preparation.records, ledger=ledger, noise_multiplier=sigma, adjacency=relation
+        )
         learned = preparation.learned(found)
     return Prepared(preparation.ready(learned), asked.event.noise_multiplier)
 
@@ -92,11 +94,10 @@ def check_budget(config: RunConfig, task: Task) -> None:
     privacy = config.privacy
     if privacy is None or privacy.max_epsilon is None or privacy.noise_multiplier is None:
         return  # a target is checked against the budget where both are given
-    count = len(task.train)
-    steps = config.epochs * -(-count // config.batch_size) + privacy.spare_steps
-    planned = [*poisson_steps(config.batch_size / count, steps)(privacy.noise_multiplier)]
+    plan = privacy.plan(config.batch_size, len(task.train), config.epochs, privacy.noise_multiplier)
+    planned = [*plan.composition()]
     if task.preparation is not None:
-        planned.append((_asked(config, task.preparation).event, 1))
+        planned.append((_asked(config, task, task.preparation).event, 1))
     spent = epsilon(planned, privacy.delta)
     if spent > privacy.max_epsilon:
         raise InvalidArgumentError(
@@ -107,7 +108,9 @@ def check_budget(config: RunConfig, task: Task) -> None:
         )
 
 
-def _asked(config: RunConfig, preparation: Preparation) -> Asked:
-    """Return the release of a preparation, with the noise that keeps it by itself at its ε."""
-    delta = config.privacy.delta if config.privacy else DEFAULT_DELTA
-    return Asked.of(preparation.query, preparation.records, ADD_REMOVE_ONE, None, preparation.epsilon, delta)
+def _asked(config: RunConfig, task: Task, preparation: Preparation) -> Asked:
+    """Return the release of a preparation: under the relation of training, with the noise that keeps it at its ε."""
+    privacy, delta, relation = config.privacy, DEFAULT_DELTA, ADD_REMOVE_ONE
+    if privacy is not None:
+        delta, relation = privacy.delta, privacy.scheme(config.batch_size, len(task.train)).adjacency
+    return Asked.of(preparation.query, preparation.records, relation, None, preparation.epsilon, delta)

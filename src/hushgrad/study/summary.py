@@ -110,6 +110,7 @@ def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: 
         "adjacency": held.adjacency if held else None,
         "accountant": held.accountant if held else None,
         **asked_for(config),
+        "expected_batch_size": spent.expected_batch_size if spent else config.batch_size,
         "description": task.description,
         "classes": task.class_names,
         "vocabulary": vocabulary_kind(config),

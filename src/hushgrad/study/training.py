@@ -94,7 +94,7 @@ def _train(
         return parts.released, run_loop(config, task, parts, None, planned_steps, callbacks)
     engine = PrivacyEngine(ledger=ledger)
     phase = None if task.vocabulary_buckets is None else TRAINING
-    parts.batches = _make_private(engine, config, config.privacy, trained, optimizer, loader, phase)
+    parts.batches = _make_private(engine, config, config.privacy, trained, optimizer, loader, len(task.train), phase)
     parts.criterion = engine.per_example(mean_over_views if config.augmentations else nn.CrossEntropyLoss())
     account = EpsilonCache(engine, config.privacy)
     try:
@@ -155,6 +155,7 @@ def _make_private(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loader: DataLoader[tuple[Tensor, ...]],
+    count: int,
     phase: str | None,
 ) -> Iterable[tuple[Tensor, ...]]:
     """Make model and optimizer private in place and return the private loader."""
@@ -165,6 +166,7 @@ def _make_private(
         "max_grad_norm": privacy.max_grad_norm,
         "clipping": privacy.clipping,
         "noise": privacy.noise,
+        "sampling": privacy.scheme(config.batch_size, count),
         "loss_reduction": config.loss_reduction,
         "max_physical_batch_size": config.max_physical_batch_size,
         "phase": phase,

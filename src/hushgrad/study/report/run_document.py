@@ -32,6 +32,8 @@ READABLE = {
     "max_grad_norm": "clipping norm C",
     "noise": "noise that was asked for",
     "noise_multiplier": "noise multiplier σ",
+    "sampling_name": "sampling that was asked for",
+    "max_batch_size": "most records of a batch",
     "sampling_rate": "sampling rate q",
     "delta": "δ",
     "target_epsilon": "target ε",
@@ -53,8 +55,9 @@ def run_document(facts: Facts) -> Document:
         power = privacy["attack"]["true_positive_rate_at"][1]
         figures += [
             (percent_up(power["true_positive_rate"]), "of members found at most, at 1% false alarms"),
-            (f"μ = {up(privacy['mu'])}", "Gaussian privacy"),
         ]
+        if privacy["mu"] is not None:
+            figures.append((f"μ = {up(privacy['mu'])}", "Gaussian privacy"))
     sections = (
         _statement(facts),
         _result(facts),
@@ -175,6 +178,7 @@ def _mechanism(facts: Facts) -> Section | None:
         ("mechanism", "DP-SGD: per-record gradients clipped to norm C, summed, Gaussian noise on the sum"),
         ("noise multiplier σ", plain(noise)),
         *_grid(privacy.get("rounding")),
+        *([("correlation of noise between steps", privacy["strategy"])] if "strategy" in privacy else []),
         ("clip rule", privacy.get("clip_rule") or "not declared"),
         ("clipping norm C", plain(clip)),
         ("division of the noised sum", f"by B = {plain(batch)}" if privacy["loss_reduction"] == "mean" else "none"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ SETTINGS = (
     "vocabulary_noise_multiplier", "classes", "model", "hidden_sizes", "activation", "optimizer",
     "learning_rate", "momentum", "augmentations", "average_decay", "epochs", "expected_batch_size",
     "max_physical_batch_size", "loss_reduction", "clipping", "max_grad_norm", "noise", "noise_multiplier",
-    "sampling_rate", "target_epsilon", "delta", "seed", "device",
+    "sampling_name", "max_batch_size", "sampling_rate", "target_epsilon", "delta", "seed", "device",
     "training_examples", "test_examples",
 )  # fmt: skip
 
@@ -161,6 +161,7 @@ def _charged(ledger: LedgerView, held: Guarantee) -> dict[str, Any]:
         "max_grad_norm": contract.max_grad_norm,
         "loss_reduction": contract.loss_reduction,
         **({} if contract.rounding is None else {"rounding": asdict(contract.rounding)}),
+        **({} if contract.strategy is None else {"strategy": contract.strategy}),
         "noise_multipliers": sorted({event.noise_multiplier for event, _ in steps_of(ledger.events)}),
         "releases": [{**event.to_json(), "count": count} for event, count in ledger.events],
         "ledger_end": {"records": ledger.anchor.seq + 1, "hash": ledger.anchor.hash, "run": ledger.run},
@@ -203,8 +204,8 @@ def _figures(events: Composition, delta: float) -> dict[str, Any]:
     return {
         "epsilon_at": [{"delta": value, "epsilon": epsilon_bounds(events, value).upper} for value in deltas],
         "other_accountants": {name: _by(events, delta, name) for name in ACCOUNTANTS},
-        "mu": gaussian_mu(events),
-        "rho": zero_concentrated(events),
+        "mu": _known(gaussian_mu, events),
+        "rho": _known(zero_concentrated, events),
         "attack": {
             "advantage": membership_advantage(events),
             "true_positive_rate_at": [
@@ -219,6 +220,14 @@ def _by(events: Composition, delta: float, accountant: str) -> float | None:
     """Return ε by an accountant, None where δ lies outside its domain."""
     try:
         return epsilon_bounds(events, delta, accountant).upper
+    except AccountingError:
+        return None
+
+
+def _known(figure: Callable[[Composition], float], events: Composition) -> float | None:
+    """Return a figure, None where it is not computed for this kind of sampling."""
+    try:
+        return figure(events)
     except AccountingError:
         return None
 

@@ -20,6 +20,8 @@ from hushgrad.study.tasks import TaskOptions, load_task
 
 ORDINARY = "ordinary"
 MOST_RUNS = 10_000
+PRIVATE = settings_of(Privacy).keys() - {"noise_multiplier", "target_epsilon", "max_epsilon", "delta"}
+"""Settings of privacy that a subject may have; the others are the sweep's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,22 +239,12 @@ def _task_job(subject: Subject, point: dict[str, Any], aim: _Aim, seed: int, gri
     assert subject.task is not None  # checked by Subject
     settings = {**subject.settings, **point, "seed": seed}
     suited = max_grad_norm_for(subject.task, aim.target_epsilon)
-    clip = settings.pop("max_grad_norm", suited)
-    spare, clipping = settings.pop("spare_steps", 0), settings.pop("clipping", "flat")
-    noise = settings.pop("noise", "gaussian")
-    privacy = (
-        Privacy(
-            max_grad_norm=clip,
-            clipping=clipping,
-            noise=noise,
-            noise_multiplier=aim.noise_multiplier,
-            target_epsilon=aim.target_epsilon,
-            delta=grid.delta,
-            spare_steps=spare,
+    private = {"max_grad_norm": suited, **{name: settings.pop(name) for name in PRIVATE if name in settings}}
+    privacy = None
+    if str(aim) != ORDINARY:
+        privacy = Privacy(
+            noise_multiplier=aim.noise_multiplier, target_epsilon=aim.target_epsilon, delta=grid.delta, **private
         )
-        if str(aim) != ORDINARY
-        else None
-    )
     unknown = sorted(set(settings) - settings_of(RunConfig).keys())
     if unknown:
         raise InvalidArgumentError(

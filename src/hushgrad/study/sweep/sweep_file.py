@@ -28,13 +28,13 @@ from hushgrad.errors import InvalidArgumentError
 from hushgrad.printable import printable
 from hushgrad.study.configuration import RunConfig
 from hushgrad.study.settings import frozen, settings_of
-from hushgrad.study.sweep.plan import Grid, Subject, SweepPlan, make_plan
+from hushgrad.study.sweep.plan import PRIVATE, Grid, Subject, SweepPlan, make_plan
 from hushgrad.study.tasks import TaskOptions
 
 MAX_BYTES = 1 << 20
 # What a sweep itself sets, and therefore a file's [settings] cannot.
 OWNED = frozenset({"task", "seed"})
-SETTINGS = settings_of(RunConfig).keys() - OWNED | {"max_grad_norm", "spare_steps", "clipping", "noise"}
+SETTINGS = settings_of(RunConfig).keys() - OWNED | PRIVATE
 OPTIONS = settings_of(TaskOptions).keys()
 # These bring their data and refuse any other.
 TASKS_WITHOUT_DATA = ("digits",)
