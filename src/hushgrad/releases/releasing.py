@@ -77,7 +77,7 @@ def release(
         )
     asked = Asked.of(query, data, found or adjacency or ADD_REMOVE_ONE, noise_multiplier, epsilon, delta)
     total = sum_over(asked.query, data)
-    with Ledger(ledger, contract=contract, phase=name) as account:
+    with Ledger(ledger, contract=contract, phase=name) as account, account:
         account.charge(asked.event)
         return asked.released(total, KeyStream.from_operating_system())
 

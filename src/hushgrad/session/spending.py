@@ -179,16 +179,18 @@ class Spending:
         first = self._mechanism.at(0).event()
         contract = self._contract(sampling, population)
         rule = None if self._filter is None else self._filter.rule(first)
-        ledger = self._opened(contract, rule)
-        earlier = [event for event, _ in ledger.events()]
-        self._first = next_block(ledger.events()) if self._blocks else next_pass(ledger.events())
+        ledger: Ledger | None = None
         try:
+            ledger = self._opened(contract, rule)
+            earlier = [event for event, _ in ledger.events()]
+            self._first = next_block(ledger.events()) if self._blocks else next_pass(ledger.events())
             adjacency_of([first, *earlier])  # of different neighbours no total can be told
             self._limit(ledger)
+            self._ledger = ledger
         except BaseException:
-            ledger.close()
+            if ledger is not None:
+                ledger.close()
             raise
-        self._ledger = ledger
         if self.uncounted:
             self.trust([uncounted(self.uncounted)])
         if self._path is not None and not ledger.is_watched:
@@ -204,9 +206,14 @@ class Spending:
             besides = [] if self._path is None or ledger.is_watched else [NOT_WATCHED]
             return {**_Told.of(ledger).as_message(), "besides": [c.as_note() for c in besides]}
 
-        said = told_by_first(self._world, "opening of the ledger", open_first)
-        if ledger is not None:
-            return ledger
+        try:
+            said = told_by_first(self._world, "opening of the ledger", open_first)
+            if ledger is not None:
+                return ledger
+        except BaseException:
+            if ledger is not None:
+                ledger.close()
+            raise
         self._told = _Told.from_message(said)
         self._trusted += [found for note in said["besides"] if (found := from_note(note)) is not None]
         return Ledger(contract=contract, phase=self._phase, rule=rule, earlier=self._before)

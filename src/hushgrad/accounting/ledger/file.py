@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import stat
 from pathlib import Path
@@ -32,16 +33,50 @@ def ledger_path(path: str | os.PathLike[str]) -> Path:
     return Path(path).absolute()
 
 
+class Held:
+    """An open file that may be locked. Only the process that opened it unlocks it.
+
+    Guarantee: the lock ends with this object at the latest: what an interrupt took from its owner before it had a name
+    is closed as it is collected.
+    """
+
+    def __init__(self, path: Path, flags: int, mode: int) -> None:
+        # Closed by code that no handler of a signal comes between: by `close`, or as this object is collected.
+        self._file = io.FileIO(path, "r+", opener=lambda name, _: os.open(name, flags, mode))
+        self._owner = this_process()
+
+    @property
+    def descriptor(self) -> int:
+        """That of the open file."""
+        return self._file.fileno()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this process opened it."""
+        return self._owner == this_process()
+
+    def lock(self) -> None:
+        """Lock it for this process alone. Raises `BlockingIOError` where somebody has it, and `OSError`."""
+        fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def close(self) -> None:
+        """Unlock and close; again is harmless. Forked processes that inherited the file do not keep the lock."""
+        try:
+            if not self._file.closed and self.is_mine:
+                fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
+        finally:
+            self._file.close()
+
+
 class LedgerFile:
     """An open ledger file with an exclusive lock. Only the process that opened it can append."""
 
-    def __init__(self, path: Path, descriptor: int, created: bool) -> None:
+    def __init__(self, path: Path, held: Held, created: bool, final: Path) -> None:
         self.path = path
         self.created = created
-        self.final = path
+        self.final = final
         """The path that the ledger has once it is published."""
-        self._descriptor = descriptor
-        self._owner = this_process()
+        self._held = held
         self._size = 0
 
     @classmethod
@@ -56,18 +91,17 @@ class LedgerFile:
         try:
             created = not os.path.lexists(path)
             at = path.with_name(f".{path.name}.{os.urandom(8).hex()}.new") if created else path
-            descriptor = os.open(at, _APPEND | (os.O_CREAT | os.O_EXCL if created else 0), 0o600)
+            held = Held(at, _APPEND | (os.O_CREAT | os.O_EXCL if created else 0), 0o600)
         except OSError as error:
             raise _failed("cannot be opened", error, _PATH, path) from None
-        file = cls(at, descriptor, created)
-        file.final = path
         try:
+            file = cls(at, held, created, path)
             file._lock()
-            file._size = os.fstat(descriptor).st_size
+            file._size = os.fstat(held.descriptor).st_size
+            return file
         except BaseException:
-            file.close()
+            held.close()
             raise
-        return file
 
     def publish(self) -> None:
         """Give a new file its name, and return when that is on disk.
@@ -87,9 +121,9 @@ class LedgerFile:
         _sync_folder(self.path)
 
     def _lock(self) -> None:
-        _require_ordinary(self._descriptor)
+        _require_ordinary(self._held.descriptor)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._held.lock()
         except BlockingIOError:
             raise LedgerError(
                 "it is in use by another writer",
@@ -103,7 +137,7 @@ class LedgerFile:
     def read(self) -> bytes:
         """Return the whole content."""
         content = bytearray()
-        while chunk := os.pread(self._descriptor, 1 << 20, len(content)):
+        while chunk := os.pread(self._held.descriptor, 1 << 20, len(content)):
             content += chunk
         if len(content) != self._size:
             raise LedgerError(
@@ -121,10 +155,10 @@ class LedgerFile:
         """
         self._check_untouched()
         try:
-            written = os.write(self._descriptor, line)
+            written = os.write(self._held.descriptor, line)
             while written < len(line):
-                written += os.write(self._descriptor, line[written:])
-            os.fsync(self._descriptor)
+                written += os.write(self._held.descriptor, line[written:])
+            os.fsync(self._held.descriptor)
         except OSError as error:
             self._cut_back()
             raise _failed("could not be extended, so no noise was drawn and no step was taken", error, _ROOM) from None
@@ -132,7 +166,7 @@ class LedgerFile:
 
     def require_owner(self) -> None:
         """Refuse a forked process."""
-        if this_process() != self._owner:
+        if not self._held.is_mine:
             raise LedgerError(
                 "it belongs to the process that opened it, and a forked process cannot charge",
                 where=_WHERE,
@@ -142,7 +176,7 @@ class LedgerFile:
     def _check_untouched(self) -> None:
         self.require_owner()
         try:
-            here, there = os.fstat(self._descriptor), os.stat(self.path, follow_symlinks=False)
+            here, there = os.fstat(self._held.descriptor), os.stat(self.path, follow_symlinks=False)
         except OSError as error:
             raise _failed("is no longer at its path", error, "Put it back, and open it again") from None
         if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
@@ -154,8 +188,8 @@ class LedgerFile:
 
     def _cut_back(self) -> None:
         try:
-            os.ftruncate(self._descriptor, self._size)
-            os.fsync(self._descriptor)
+            os.ftruncate(self._held.descriptor, self._size)
+            os.fsync(self._held.descriptor)
         except OSError:
             # The reader names the incomplete record.
             return
@@ -166,13 +200,8 @@ class LedgerFile:
             self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Unlock and close; again is harmless. Forked processes that inherited the file do not keep the lock."""
-        if self._descriptor < 0:
-            return
-        descriptor, self._descriptor = self._descriptor, -1
-        if this_process() == self._owner:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
+        """Unlock and close; again is harmless."""
+        self._held.close()
 
 
 def read_bytes(path: Path) -> bytes:

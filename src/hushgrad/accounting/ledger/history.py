@@ -10,17 +10,16 @@ machine, by another user or where this is switched off is not known here; an anc
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from hushgrad.accounting.ledger.file import Held
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.errors import LedgerError
 from hushgrad.printable import printable
-from hushgrad.process import this_process
 
 VARIABLE, OFF = "HUSHGRAD_STATE", "off"
 
@@ -88,12 +87,11 @@ def is_behind(data: bytes, seen: Seen | None) -> bool:
 class History:
     """The file of one run while its ledger is open for writing."""
 
-    def __init__(self, descriptor: int | None, path: Path) -> None:
-        self._descriptor = descriptor
-        self._owner = this_process()
+    def __init__(self, held: Held | None, path: Path) -> None:
+        self._held = held
         self._path = str(path)
         self._written = 0
-        self.is_kept = descriptor is not None
+        self.is_kept = held is not None
         """Whether this machine keeps how far the ledger goes; also after `close`."""
 
     @classmethod
@@ -106,59 +104,61 @@ class History:
         Raises `LedgerError`. Where nothing can be kept, the result says so.
         """
         file = _file_of(run)
-        descriptor = None
+        held = None
         try:
             if file is not None:
                 file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                descriptor = os.open(file, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                seen = _read(descriptor)
-        except BlockingIOError:
-            assert descriptor is not None
-            os.close(descriptor)
-            raise LedgerError(
-                "another copy of it is in use by a writer: continued twice, each copy would count a part of the steps",
-                where=_WHERE,
-                cure="Wait for that writer, and continue the file that it writes to",
-            ) from None
-        except OSError:
-            if descriptor is not None:
-                os.close(descriptor)
-            return cls(None, path)
-        history = cls(descriptor, path)
-        if descriptor is not None and content is not None and is_behind(content, seen):
-            history.close()
-            assert seen is not None
-            raise LedgerError(
-                f"it lacks record {seen.head.seq} (hash {seen.head.hash[:12]}…), which this machine wrote to the "
-                f"ledger of this run at {printable(seen.path, 300)}: it is an older copy, or a copy was continued. "
-                f"Steps would be forgotten, and epsilon would come out too small",
-                where=_WHERE,
-                cure=_CURE,
-            )
+                held = Held(file, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
+                held.lock()
+                if content is not None:
+                    _require_latest(content, _read(held.descriptor))
+            history = cls(held, path)
+        except BaseException as error:
+            if held is not None:
+                held.close()
+            if isinstance(error, BlockingIOError):
+                raise LedgerError(
+                    "another copy of it is in use by a writer: continued twice, each copy would count a part of the "
+                    "steps",
+                    where=_WHERE,
+                    cure="Wait for that writer, and continue the file that it writes to",
+                ) from None
+            if isinstance(error, OSError) and error.errno is not None:  # else a signal's handler raised it
+                return cls(None, path)
+            raise
         return history
 
     def keep(self, head: LedgerHead) -> None:
         """Keep `head` as the last record. What cannot be written any more is given up, as `is_kept` then says."""
-        if self._descriptor is None or self._owner != this_process():
+        if self._held is None or not self._held.is_mine:
             return
         text = json.dumps({"seq": head.seq, "hash": head.hash, "path": self._path}).encode()
         content = text.ljust(self._written) + b"\n"
         try:
-            os.pwrite(self._descriptor, content, 0)
+            os.pwrite(self._held.descriptor, content, 0)
             self._written = len(content) - 1
-        except OSError:
+        except OSError as error:
+            if error.errno is None:
+                raise  # it is a signal's handler's
             self.is_kept = False
             self.close()
 
     def close(self) -> None:
         """Unlock and close; again is harmless."""
-        if self._descriptor is None:
-            return
-        descriptor, self._descriptor = self._descriptor, None
-        if self._owner == this_process():
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+
+def _require_latest(content: bytes, seen: Seen | None) -> None:
+    if seen is not None and is_behind(content, seen):
+        raise LedgerError(
+            f"it lacks record {seen.head.seq} (hash {seen.head.hash[:12]}…), which this machine wrote to the ledger of "
+            f"this run at {printable(seen.path, 300)}: it is an older copy, or a copy was continued. Steps would be "
+            f"forgotten, and epsilon would come out too small",
+            where=_WHERE,
+            cure=_CURE,
+        )
 
 
 def _file_of(run: str) -> Path | None:

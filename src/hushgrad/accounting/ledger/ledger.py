@@ -7,8 +7,9 @@ noise, then update. A crash can therefore leave a charge for a step that never h
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hushgrad._version import __version__
 from hushgrad.accounting.composition import adjacency_of, next_block, require_established
@@ -50,6 +51,10 @@ class Ledger:
     `Ledger(contract=...)` is kept in memory; with `earlier`, it goes on from the bytes of a file that another process
     writes. With a `path`, a missing file is created (mode 0600) and an existing one
     is verified and continued. The file is locked until `close()`, also by `with`. Not for use from several processes.
+
+    Guarantee: `with Ledger(path, ...) as ledger, ledger:` leaves the file unlocked wherever an interrupt ends it.
+    (Twice, because one may end the first `close` as it begins; then comes the second.)
+
     Raises `LedgerError` where the file cannot be opened, locked or trusted, and `ContractChangedError` where it was
     begun under another contract.
     """
@@ -75,10 +80,12 @@ class Ledger:
         self._state = "open"
         self._leased = 0
         self._least_block = 0  # blocks below were ended, by a resume or by a later one
-        self._file = None if path is None else LedgerFile.open(ledger_path(path))
-        self._run = os.urandom(16).hex()
+        self._file: LedgerFile | None = None
         self._history: History | None = None
+        self._run = os.urandom(16).hex()
         try:
+            if path is not None:
+                self._file = LedgerFile.open(ledger_path(path))
             if self._file is not None and not self._file.created:
                 earlier = self._file.read()
             if earlier is not None:
@@ -96,9 +103,11 @@ class Ledger:
             if (found := filter_of(self._events)) is not None:
                 self._filtering = Filtering(found, self._events)
         except BaseException:
-            if self._file is not None:
-                self._file.remove_unpublished()
-            self._release_file()
+            try:
+                if self._file is not None:
+                    self._file.remove_unpublished()
+            finally:
+                self._release_file()
             raise
 
     @property
@@ -279,13 +288,19 @@ class Ledger:
 
     def _release_file(self) -> None:
         self._state = "closed"
-        if self._history is not None:
-            self._history.close()
-        if self._file is not None:
-            self._file.close()
+        try:
+            if self._history is not None:
+                self._history.close()
+        finally:
+            if self._file is not None:
+                self._file.close()
 
-    def __enter__(self) -> Ledger:
-        return self
+    if TYPE_CHECKING:
+
+        def __enter__(self) -> Ledger: ...
+    else:
+        # Returns the ledger, by code that no handler of a signal comes between: whoever has made it is in the block.
+        __enter__ = property(weakref.ref)
 
     def __exit__(self, *_: object) -> None:
         self.close()
