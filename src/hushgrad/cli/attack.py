@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from hushgrad.cli.options import JSON
-from hushgrad.result_file import claim_file, write_file
+from hushgrad.cli.output import print_result
+from hushgrad.result_file import claim_file
 
 
 @click.command()
@@ -31,10 +31,6 @@ def attack(run: Path, confidence: float, out: Path | None, as_json: bool) -> Non
     if out is not None:
         claim_file("--out", out)
     report = attack_run(run, confidence=confidence)
-    if out is not None:
-        write_file("--out", out, json.dumps(report.as_json(), allow_nan=False, indent=2) + "\n")
-    if as_json:
-        click.echo(json.dumps(report.as_json(), allow_nan=False))
-        return
-    click.echo(str(report))
-    click.echo("Not covered by epsilon: it was read off the training records. Keep it to yourself.")
+    print_result(report, out, as_json=as_json)
+    if not as_json:
+        click.echo("Not covered by epsilon: it was read off the training records. Keep it to yourself.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,9 +9,10 @@ import click
 
 from hushgrad.checks.auditing.audit import audit as run_audit
 from hushgrad.cli.options import JSON
+from hushgrad.cli.output import print_result
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.mechanism import DPSGD
-from hushgrad.result_file import claim_file, write_file
+from hushgrad.result_file import claim_file
 from hushgrad.sampling.poisson import PoissonSampling
 
 
@@ -54,7 +54,5 @@ def audit(
     if out is not None:
         claim_file("--out", out)  # rather now than after measuring
     report = run_audit(mechanism, delta=delta, confidence=confidence, canaries=canaries, steps=steps)
-    if out is not None:
-        write_file("--out", out, json.dumps(report.as_json(), allow_nan=False, indent=2) + "\n")
-    click.echo(json.dumps(report.as_json(), allow_nan=False) if as_json else str(report))
+    print_result(report, out, as_json=as_json)
     sys.exit(0 if report.passed else 1)

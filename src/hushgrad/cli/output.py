@@ -9,11 +9,20 @@ import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
+from hushgrad.result_file import write_file
 from hushgrad.text_table import text_table
+
+
+class Result(Protocol):
+    """What a command ends with: `str()` of it is for people."""
+
+    def as_json(self) -> Mapping[str, Any]:
+        """Return it as JSON values."""
+
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C or SIGTERM ended."""
@@ -34,6 +43,14 @@ def print_json(value: Mapping[str, Any]) -> None:
     """Print `value` as one line of valid JSON. JSON has no infinity: an infinite number is the string "inf"."""
     plain = {key: "inf" if isinstance(item, float) and math.isinf(item) else item for key, item in value.items()}
     click.echo(json.dumps(plain, allow_nan=False, ensure_ascii=False))
+
+
+def print_result(result: Result, out: Path | None, *, as_json: bool) -> None:
+    """Write a result to the claimed file `out`, indented, where there is one, and print it as JSON or as text."""
+    value = result.as_json()
+    if out is not None:
+        write_file("--out", out, json.dumps(value, allow_nan=False, indent=2) + "\n")
+    click.echo(json.dumps(value, allow_nan=False) if as_json else str(result))
 
 
 def print_facts(facts: Mapping[str, object], sentence: str) -> None:

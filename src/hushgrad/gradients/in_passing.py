@@ -20,7 +20,7 @@ from hushgrad.errors import SensitivityMismatchError
 from hushgrad.gradients.accumulation import AsTheyCome
 from hushgrad.gradients.across import Across
 from hushgrad.gradients.apart import measured_in_float64
-from hushgrad.gradients.clipped_sum import Weighed, pending_sums, together
+from hushgrad.gradients.clipped_sum import Weighed, added, pending_sums, together
 from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Contribution, Plan, all_digits, full_precision
 from hushgrad.gradients.rounding import FLOOR
@@ -52,8 +52,7 @@ class _Squares:
         self._rows: list[Tensor | None] = [None] * len(clip.groups)
 
     def add(self, group: int, squared_B: Tensor) -> None:
-        before = self._rows[group]
-        self._rows[group] = squared_B if before is None else before + squared_B.to(before.device)
+        self._rows[group] = added((self._rows[group], squared_B))
 
     def total(self, count: int, across: Across, device: torch.device) -> Tensor:
         return across.added(together(self._rows, torch.zeros(count, dtype=torch.float64, device=device)))
@@ -208,10 +207,7 @@ class TwoPasses:
             )
 
     def _note_terms(self, group: int, kind: int, part: Contribution) -> None:
-        terms = self._accumulation.term_squares(part)
-        if terms is not None:
-            before = self._terms[group][kind]
-            self._terms[group][kind] = terms if before is None else before + terms
+        self._terms[group][kind] = added((self._terms[group][kind], self._accumulation.term_squares(part)))
 
 
 class GroupByGroup:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from hushgrad.accounting.events.costs import Costs
-from hushgrad.accounting.events.event import ZERO_OUT, Event
+from hushgrad.accounting.events.event import ZERO_OUT
+from hushgrad.accounting.events.numbered import StepOfPass
 from hushgrad.arguments import count_of, non_negative_number
 
 
 @dataclass(frozen=True, slots=True)
-class BallsInBins(Event):
+class BallsInBins(StepOfPass):
     """One release of a pass in which every record was put into one of `bins` batches, independently and uniformly.
 
     Charged without amplification, as `DisjointPass`: that is true, and more than needed. What a ledger holds of this
@@ -44,12 +45,3 @@ class BallsInBins(Event):
             f"every record in one random batch of each of {passes} pass{'' if passes == 1 else 'es'} (balls in "
             f"bins), charged without amplification"
         )
-
-    @property
-    def data_pass(self) -> int:
-        """The index of the pass."""
-        return self.pass_index
-
-    def later(self, by: int) -> Self:
-        """Return the step of a pass of another account."""
-        return replace(self, pass_index=self.pass_index + by)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from hushgrad.accounting.events.costs import Costs, counts_as_unsampled
-from hushgrad.accounting.events.event import ADD_REMOVE_ONE, Event
+from hushgrad.accounting.events.event import ADD_REMOVE_ONE
+from hushgrad.accounting.events.numbered import StepOfBlock
 from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.arguments import count_of
 
 
 @dataclass(frozen=True, slots=True)
-class CyclicPoisson(Event):
+class CyclicPoisson(StepOfBlock):
     """One of consecutive steps that draw the records of `cycle` groups in turn, each with probability `sampling_rate`.
 
     Every record is in one group, put there independently of the others, so it takes part in one of `cycle` consecutive
@@ -62,15 +63,6 @@ class CyclicPoisson(Event):
             f"cyclic Poisson, every record in one of {first.cycle} groups at random, and independently with {span} in "
             f"every step that is its group's turn{parts}"
         )
-
-    @property
-    def in_block(self) -> int:
-        """The number of the block."""
-        return self.block
-
-    def later(self, by: int) -> Self:
-        """Return the step of a block of another account."""
-        return replace(self, block=self.block + by)
 
     @property
     def charged_rate(self) -> float:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from hushgrad.accounting.events.costs import Costs
-from hushgrad.accounting.events.event import ZERO_OUT, Event
+from hushgrad.accounting.events.event import ZERO_OUT
+from hushgrad.accounting.events.numbered import StepOfPass
 from hushgrad.arguments import count_of, non_negative_number
 
 
 @dataclass(frozen=True, slots=True)
-class DisjointPass(Event):
+class DisjointPass(StepOfPass):
     """One release inside a pass over disjoint batches, charged without amplification by sampling.
 
     A record takes part in at most one step of each pass (`pass_index`), so the steps of one pass together cost a given
@@ -43,12 +44,3 @@ class DisjointPass(Event):
             f"the caller's own batches, every record at most once in each of {passes} "
             f"pass{'' if passes == 1 else 'es'}, charged without amplification"
         )
-
-    @property
-    def data_pass(self) -> int:
-        """The index of the pass."""
-        return self.pass_index
-
-    def later(self, by: int) -> Self:
-        """Return the step of a pass of another account."""
-        return replace(self, pass_index=self.pass_index + by)

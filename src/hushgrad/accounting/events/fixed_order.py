@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from hushgrad.accounting.events.costs import Costs
-from hushgrad.accounting.events.event import ZERO_OUT, Event
+from hushgrad.accounting.events.event import ZERO_OUT
+from hushgrad.accounting.events.numbered import StepOfBlock
 from hushgrad.arguments import count_of, non_negative_number
 
 
 @dataclass(frozen=True, slots=True)
-class FixedOrder(Event):
+class FixedOrder(StepOfBlock):
     """One of consecutive steps over disjoint batches that come again, in the same order, after `steps_per_pass` steps.
 
     Charged without amplification. A record takes part every `steps_per_pass` steps, so noise of a strategy of at most
@@ -43,15 +44,6 @@ class FixedOrder(Event):
     def sentence(cls, ran: Sequence[tuple[Self, int]], *, alone: bool) -> str:
         """Return the length of a pass, and how many blocks there were."""
         return in_words(ran[0][0].steps_per_pass, len({event.block for event, _ in ran}))
-
-    @property
-    def in_block(self) -> int:
-        """The number of the block."""
-        return self.block
-
-    def later(self, by: int) -> Self:
-        """Return the step of a block of another account."""
-        return replace(self, block=self.block + by)
 
 
 def in_words(steps_per_pass: int, blocks: int) -> str:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from hushgrad.accounting.events.costs import Costs
-from hushgrad.accounting.events.event import ZERO_OUT, Event
+from hushgrad.accounting.events.event import ZERO_OUT
 from hushgrad.accounting.events.fixed_order import FixedOrder, in_words
+from hushgrad.accounting.events.numbered import StepOfBlock
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.strategies.buffered import BufferedStrategy
 from hushgrad.strategies.strategy import hexadecimal
 
 
 @dataclass(frozen=True, slots=True)
-class FixedOrderBuffered(Event):
+class FixedOrderBuffered(StepOfBlock):
     """As `FixedOrder`, with noise C⁻¹Z of the `BufferedStrategy` C of these `decays` and `weights`.
 
     n consecutive steps are one Gaussian release of sensitivity ‖C·u‖, u the record that takes part in the first batch
@@ -65,15 +66,6 @@ class FixedOrderBuffered(Event):
     def sentence(cls, ran: Sequence[tuple[Self, int]], *, alone: bool) -> str:
         """Return the length of a pass, and how many blocks there were."""
         return in_words(ran[0][0].steps_per_pass, len({event.block for event, _ in ran}))
-
-    @property
-    def in_block(self) -> int:
-        """The number of the block."""
-        return self.block
-
-    def later(self, by: int) -> Self:
-        """Return the step of a block of another account."""
-        return replace(self, block=self.block + by)
 
 
 def _numbers(name: str, text: str) -> tuple[float, ...]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from hushgrad.accounting.events.costs import Costs
-from hushgrad.accounting.events.event import ADD_REMOVE_ONE, Event
+from hushgrad.accounting.events.event import ADD_REMOVE_ONE
+from hushgrad.accounting.events.numbered import StepOfPass
 from hushgrad.arguments import count_of, non_negative_number
 from hushgrad.errors import InvalidArgumentError
 
 
 @dataclass(frozen=True, slots=True)
-class RandomAllocation(Event):
+class RandomAllocation(StepOfPass):
     """One release of a pass of `bins` steps, in `participations` of which every record takes part.
 
     All sets of that many steps are equally likely for a record; they are secret, and independent of other records and
@@ -60,15 +61,6 @@ class RandomAllocation(Event):
         ]
         name = "balls in bins" if all(event.participations == 1 for event, _ in ran) else "random allocation"
         return f"{', '.join(said)} ({name}), drawn anew for each pass, and a pass charged whole with its first step"
-
-    @property
-    def data_pass(self) -> int:
-        """The index of the pass."""
-        return self.pass_index
-
-    def later(self, by: int) -> Self:
-        """Return the step of a pass of another account."""
-        return replace(self, pass_index=self.pass_index + by)
 
     @property
     def charged_rate(self) -> float:

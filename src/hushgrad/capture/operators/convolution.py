@@ -63,18 +63,9 @@ class Convolve(Operator):
 
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record the convolution for the weight and the sum over space for the bias."""
-        space = len(self.geometry.stride)
-        gradients = pool.examples(gradient, self.axis, self.name)
-        uses: list[tuple[TrackedTensor, Any]] = []
-        if self.weight is not None:
-            x = saved[0]
-            assert x is not None
-            inputs = pool.examples(x, self.axis, self.name)
-            uses.append((self.weight, _contribution(inputs, gradients, self.geometry)))
-        if self.bias is not None:
-            bias_gradients = gradients.flatten(-space).sum(-1)  # [B, p], or [B, k, p] when images are folded in
-            uses.append((self.bias, Dense(bias_gradients.sum(1) if bias_gradients.ndim == 3 else bias_gradients)))
-        return uses
+        return _recorded(
+            self, pool, saved, gradient, lambda inputs, gradients: _contribution(inputs, gradients, self.geometry)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,19 +112,12 @@ class ConvolveTransposed(Operator):
 
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record the convolution for the weight and the sum over space for the bias."""
-        space = len(self.geometry.stride)
-        gradients = pool.examples(gradient, self.axis, self.name)
-        uses: list[tuple[TrackedTensor, Any]] = []
-        if self.weight is not None:
-            x = saved[0]
-            assert x is not None
-            inputs = pool.examples(x, self.axis, self.name)
+
+        def of_weight(inputs: Tensor, gradients: Tensor) -> Convolution | Dense:
             windows, geometry = self._windows(gradients)
-            uses.append((self.weight, _contribution(windows, inputs, geometry)))
-        if self.bias is not None:
-            bias_gradients = gradients.flatten(-space).sum(-1)
-            uses.append((self.bias, Dense(bias_gradients.sum(1) if bias_gradients.ndim == 3 else bias_gradients)))
-        return uses
+            return _contribution(windows, inputs, geometry)
+
+        return _recorded(self, pool, saved, gradient, of_weight)
 
     def _windows(self, gradients: Tensor) -> tuple[Tensor, Geometry]:
         """Return output gradients and a geometry under which they hold one window for each input place, no more.
@@ -177,6 +161,27 @@ def _input_gradient(
         [True, False, False],
     )
     return (found[0], None, None)
+
+
+def _recorded(
+    call: Convolve | ConvolveTransposed,
+    pool: UsePool,
+    saved: tuple[Tensor | None, ...],
+    gradient: Tensor,
+    of_weight: Callable[[Tensor, Tensor], Convolution | Dense],
+) -> Recorded:
+    """Return the uses of a call: of the bias, and of the weight what `of_weight` makes of inputs and gradients."""
+    gradients = pool.examples(gradient, call.axis, call.name)
+    uses: list[tuple[TrackedTensor, Any]] = []
+    if call.weight is not None:
+        x = saved[0]
+        assert x is not None
+        uses.append((call.weight, of_weight(pool.examples(x, call.axis, call.name), gradients)))
+    if call.bias is not None:
+        # [B, p], or [B, k, p] when images are folded in
+        bias_gradients = gradients.flatten(-len(call.geometry.stride)).sum(-1)
+        uses.append((call.bias, Dense(bias_gradients.sum(1) if bias_gradients.ndim == 3 else bias_gradients)))
+    return uses
 
 
 def _contribution(inputs: Tensor, gradients: Tensor, geometry: Geometry) -> Convolution | Dense:
