@@ -341,6 +341,17 @@ def test_an_opened_function_shows_its_parts_and_gives_the_same() -> None:
     torch.testing.assert_close(parts, whole)
 
 
+def test_what_was_compiled_is_known_and_what_it_was_made_of() -> None:
+    def double(x: Tensor) -> Tensor:
+        return 2 * x
+
+    compiled = torch.compile(double, backend="eager")
+    assert insides.compiled_from(compiled) is double  # type: ignore[arg-type]
+    assert insides.compiled_from(double) is None
+    assert insides.is_compiled(torch.compile(nn.Linear(2, 2), backend="eager"))
+    assert not insides.is_compiled(nn.Linear(2, 2))
+
+
 def test_hooks_that_only_look_are_told_from_others() -> None:
     x = torch.ones(2, requires_grad=True)
     kept: list[Any] = []

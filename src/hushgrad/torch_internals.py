@@ -246,6 +246,21 @@ def order_modes(modes: Sequence[TorchFunctionMode]) -> None:
         _push_mode(mode)  # type: ignore[no-untyped-call]
 
 
+COMPILER = "torch._dynamo.eval_frame"
+"""Where what `torch.compile` returns is made. What it keeps says which code runs, and nothing of the values it runs on."""
+
+
+def compiled_from(function: FunctionType) -> FunctionType | None:
+    """Return the function that `torch.compile` made this one of; None if it is none of those."""
+    made = function.__globals__.get("__name__") == COMPILER
+    return vars(function).get("_torchdynamo_orig_callable") if made else None
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether `torch.compile` made this module of another one, which it has as its only part."""
+    return type(module).__module__ == COMPILER
+
+
 class EagerCode:
     """Has what a loop compiled run eagerly, as long as anybody wants it so.
 

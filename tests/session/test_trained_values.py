@@ -78,10 +78,17 @@ def test_models_with_the_same_beginning_or_with_nothing_in_common_say_nothing() 
     train(first, optimizer, session, 3)
     assert said(private(copy.deepcopy(public))[1]) == []
     assert said(private(network())[1]) == []
-    frozen = copy.deepcopy(first)  # a private model that is used, not trained on
-    for parameter in frozen.parameters():
-        parameter.requires_grad_(False)
-    assert said(private(nn.Sequential(frozen, nn.Linear(2, 20)))[1]) == []
+
+
+@pytest.mark.parametrize("copied", [lambda model: model, copy.deepcopy, by_state], ids=["itself", "deepcopy", "state"])
+def test_a_frozen_part_that_was_trained_privately_says_what_was_spent_on_it(copied) -> None:  # type: ignore[no-untyped-def]
+    model = network()
+    optimizer, session = private(model)
+    train(model, optimizer, session, 3)
+    session.close()
+    frozen = copied(model).requires_grad_(False)
+    (sentence,) = said(private(nn.Sequential(frozen, nn.Linear(2, 20)))[1])
+    assert sentence.startswith("3 earlier steps of this model")
 
 
 def test_a_part_that_is_copied_into_another_model_is_known() -> None:

@@ -51,9 +51,9 @@ class Members:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, ledger: str | os.PathLike[str] | None) -> None:
         self._objects: Sequence[object] = [*with_parts(optimizer), *model.modules()]
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._parameters = [*model.parameters()]  # frozen ones, too, may have been trained before
         path = None if ledger is None else os.path.realpath(ledger_path(ledger))
-        self._account = _Account(path, TrainedValues(self._parameters))
+        self._account = _Account(path, TrainedValues(p for p in self._parameters if p.requires_grad))
 
     def join(self, session: object) -> None:
         """The session is open: no other one may take them."""

@@ -55,7 +55,15 @@ from hushgrad.guards.probing.user_code import (
     spaces_of,
 )
 from hushgrad.printable import full_name
-from hushgrad.torch_internals import CONTAINERS, REGISTERED, buffers_of, own_parameters, parameters_of
+from hushgrad.torch_internals import (
+    CONTAINERS,
+    REGISTERED,
+    buffers_of,
+    compiled_from,
+    is_compiled,
+    own_parameters,
+    parameters_of,
+)
 from hushgrad.torch_sharding import at_rest, is_distributed
 
 DEPTH = 24
@@ -181,7 +189,7 @@ class _Walk:
         self.waiting += [
             (("attribute", *names, name), value, DEPTH)
             for name, value in own.items()
-            if name not in INTERNAL and name != "training"
+            if name not in INTERNAL and name != "training" and not is_compiled(module)
         ]
         for name, parameter in parameters_of(module).items():
             if parameter is not None and parameter.__dict__ and not is_distributed(parameter):
@@ -315,6 +323,9 @@ class _Walk:
         if is_own(function):
             return
         self.cells.append((key, ("code", function.__code__)))
+        if (original := compiled_from(function)) is not None:
+            self.waiting.append(((*key, "compiled"), original, depth))
+            return
         if str(function.__module__).partition(".")[0] in LIBRARIES:
             return
         self._add_parts(key, Variables(function), depth)

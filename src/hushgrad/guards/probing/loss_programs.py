@@ -170,7 +170,7 @@ class LossPrograms:
             self._untold_of_places |= dict.fromkeys(untold_of_places(program))
         if self._is_own:
             return program.doubt or why
-        if why and program.ends:
+        if why and (program.ends or self._trace.has_unseen_loss):
             self._untold[why] = None
         return ""
 

@@ -121,6 +121,8 @@ class LossTrace(LowMode):
         self._has_taken = False
         self.has_read = False
         """Whether the loop read values in a way that leaves no number in the program."""
+        self.has_unseen_loss = False
+        """Whether a loss came from what is not seen: code that torch runs outside of Python, say."""
         self.changes_gradients = False
         """Whether the loop hung a hook on what it computes of each example, or gave it to a function of its own."""
         self._weighted: list[Tensor] = []  # losses times the gradients that they were given
@@ -239,6 +241,7 @@ class LossTrace(LowMode):
         """
         slot = self._slot(self._times(loss, weight))
         if slot is None or slot not in self._live:
+            self.has_unseen_loss = True
             self.hide("the loss comes from what is not seen")
         elif all(end.slot != slot for end in self.program.ends):
             self.program.ends.append(End(slot, len(self.program.calls), is_rows))
