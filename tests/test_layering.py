@@ -34,10 +34,12 @@ GRADIENT_HALF = (
 JOINING = (
     "joined_optimizer",
     "parallel",
+    "sparse_rows",
     "mechanism",
     "separation",
     "losses",
     "guards/in_use",  # guards are always on, and know no session
+    "guards/sparse_tables",
     "guards/compatibility",
     "guards/setup_invariants",
     "guards/left_alone",

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from hushgrad.session.privatize import privatize
     from hushgrad.session.session import Session
     from hushgrad.session.session_of import session_of
+    from hushgrad.sparse_rows.rule import SparseRows
     from hushgrad.strategies.optimal_banded import optimal_banded
     from hushgrad.strategies.optimal_buffered import optimal_buffered
     from hushgrad.study.trained.loading import load
@@ -74,6 +75,7 @@ __all__ = [  # noqa: RUF022 - in plain order
     "QuantileClipping",
     "SamplingScheme",
     "Session",
+    "SparseRows",
     "TruncatedPoissonSampling",
     "UserSampling",
     "__version__",
@@ -120,6 +122,7 @@ _HOMES = {
     "QuantileClipping": "hushgrad.clipping.quantile",
     "SamplingScheme": "hushgrad.sampling.scheme",
     "Session": "hushgrad.session.session",
+    "SparseRows": "hushgrad.sparse_rows.rule",
     "TruncatedPoissonSampling": "hushgrad.sampling.truncated_poisson",
     "UserSampling": "hushgrad.sampling.users",
     "bounded_contributions": "hushgrad.sampling.contribution_bounds",

@@ -35,6 +35,7 @@ from hushgrad.session.loss_scale import Scale
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
 from hushgrad.session.spending import calibrated, events_at
+from hushgrad.sparse_rows.rule import SparseRows
 from hushgrad.strategies.banded import INDEPENDENT
 from hushgrad.strategies.strategy import Strategy
 
@@ -100,6 +101,7 @@ class PrivacyEngine:
         sampling: str | SamplingScheme | None = None,
         clipping: str | ClipRule = "flat",
         noise: str | Strategy = "gaussian",
+        sparse_rows: SparseRows | None = None,
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
         max_batch_size: int | Literal["auto"] | None = None,
@@ -140,6 +142,9 @@ class PrivacyEngine:
                 (`optimal_banded(steps, bands)`; docs/correlated-noise.md): records are then drawn by cyclic Poisson
                 sampling (b groups in turn), or, with poisson_sampling=False, come as the loader's own batches in the
                 same order in every pass.
+            sparse_rows: tables of millions of rows (nn.Embedding) of which each step updates some rows alone, chosen by
+                noised counts of the records that touch them, at the same ε: noise, update, memory and time follow these
+                rows, and the table's `.grad` is sparse (`SparseRows`; docs/sparse-rows.md).
             max_physical_batch_size: the most records to be in memory at once; larger draws come in several items.
             constant_shapes: True gives every item exactly `max_physical_batch_size` rows, for compilers and graphs that
                 want one shape. Rows that no record was drawn for are padding: other records, which contribute exactly 0
@@ -189,6 +194,7 @@ class PrivacyEngine:
                 noise_multiplier=noise_multiplier,
                 sampling=scheme,
                 strategy=strategy_given(noise),
+                sparse_rows=sparse_rows,
             )
             if (max_epsilon is None) != (max_delta is None):
                 raise InvalidArgumentError(
@@ -214,6 +220,7 @@ class PrivacyEngine:
         sampling: str | SamplingScheme | None = None,
         clipping: str | ClipRule = "flat",
         noise: str | Strategy = "gaussian",
+        sparse_rows: SparseRows | None = None,
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
         max_batch_size: int | Literal["auto"] | None = None,
@@ -261,6 +268,7 @@ class PrivacyEngine:
                 noise_multiplier=1.0,
                 sampling=scheme,
                 strategy=strategy_for(noise, reading, scheme, epochs, spare_steps, self._accountant, **target),
+                sparse_rows=sparse_rows,
                 epochs=epochs,
                 spare_steps=spare_steps,
             )
@@ -426,6 +434,7 @@ def _plan(
     noise_multiplier: float,
     sampling: SamplingScheme,
     strategy: Strategy,
+    sparse_rows: SparseRows | None,
     epochs: int | None = None,
     spare_steps: int = 0,
 ) -> DPSGD:
@@ -445,4 +454,5 @@ def _plan(
         passes=None if count is None else passes_of(sampling, count, 1, spare),
         loss_reduction=loss_reduction,
         strategy=strategy,
+        sparse_rows=sparse_rows,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -18,6 +18,7 @@ from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.narrow import widened
 from hushgrad.gradients.ownership import own
 from hushgrad.gradients.rows import Rows
+from hushgrad.gradients.touched_rows import sum_of_looked_up
 from hushgrad.torch_internals import NO_GRAPH_TASK, call_after_backward, current_graph_task, keeps_some_values
 
 
@@ -59,7 +60,12 @@ class UsePool:
     """
 
     def __init__(
-        self, plan: Plan | None = None, *, on_backward: Callable[[], None] | None = None, outlasts_backward: bool = True
+        self,
+        plan: Plan | None = None,
+        *,
+        on_backward: Callable[[], None] | None = None,
+        outlasts_backward: bool = True,
+        sparse: Collection[str] = (),
     ) -> None:
         """Make an empty pool.
 
@@ -68,10 +74,12 @@ class UsePool:
             on_backward: called each time that a backward with uses has ended.
             outlasts_backward: whether other code runs between a backward and `take`. It could overwrite what was
                 recorded, so that is made the pool's own.
+            sparse: names of tables whose gradients `gradient_of` gives as sparse ones.
         """
         self._plan = plan or Plan()
         self._on_backward = on_backward
         self._outlasts_backward = outlasts_backward
+        self._sparse = frozenset(sparse)
         self._joining = Lock()
         self.is_split = False
         """Whether no process has all of the model."""
@@ -159,10 +167,15 @@ class UsePool:
     def gradient_of(self, example: int) -> Iterator[tuple[str, Tensor]]:
         """Yield the gradient of one example by each parameter that was used, `[*shape]`, and keep all of it.
 
+        Of a sparse table it is sparse, if the table was looked up and nothing else.
+
         One at a time: together they take as much memory as the model.
         """
         for name, uses in self._finished.items():
             parts = [*uses.factored, *([] if uses.kept is None else [Dense(uses.kept)])]
+            if name in self._sparse and (rows := [part for part in parts if isinstance(part, Rows)]) == parts:
+                yield name, sum_of_looked_up([part.alone(example) for part in rows])
+                continue
             yield from gradients_by_name({name: [part.alone(example) for part in parts]})
 
     def clear(self) -> None:

@@ -115,6 +115,7 @@ def _facts(path: str, view: LedgerView) -> dict[str, Any]:
         "sampling": contract.sampling,
         "noise_source": contract.noise_source,
         "clip_rule": contract.clipping,
+        **({} if contract.sparse_rows is None else {"sparse_rows": contract.sparse_rows}),
         "max_grad_norm": contract.max_grad_norm,
         "expected_batch_size": contract.expected_batch_size,
         "population": contract.population,

@@ -48,6 +48,7 @@ class BoundRule:
         sensitivity: float | None = None,
         sizes: Mapping[str, int] | None = None,
         noise_multiplier: float = 0.0,
+        beside: float = 0.0,
     ) -> None:
         """Bind `rule` to the parameters called `names`.
 
@@ -57,6 +58,7 @@ class BoundRule:
             sensitivity: what the noise is made from; by default what the rule says now.
             sizes: the number of values of each; without them the noise of all groups is taken to be the same.
             noise_multiplier: σ, what is charged; a count takes a part of it.
+            beside: the part of 1/σ² that is released beside sums and count, by somebody else (`SparseRows`).
 
         Raises:
             InvalidArgumentError: its groups are no partition of the parameters, or a limit is missing or not positive.
@@ -73,7 +75,15 @@ class BoundRule:
             noises = self._relative_noises(sizes)
         self.limits = self._checked_limits(noises)
         share = 0.0 if rule.adaptation is None else rule.adaptation.share(noise_multiplier)
-        room = 1 / math.sqrt(1 - share**2)  # what the count takes of the sensitivity the gradients must do without
+        taken = share**2 + beside
+        if not taken < 1:
+            raise InvalidArgumentError(
+                f"the counts that are released beside the gradients take {taken:.3g} of what a step costs, and leave "
+                f"nothing for these",
+                where=self._label,
+                cure="Raise count_noise_multiplier of the clip rule, or lower count_share of SparseRows",
+            )
+        room = 1 / math.sqrt(1 - taken)  # what counts take of the sensitivity the gradients must do without
         self.relative = {name: r * room for group, r in zip(self.groups, noises, strict=True) for name in group}
         self.count_relative: float | None = None
         if rule.adaptation is not None:

@@ -35,10 +35,10 @@ class Rows(Contribution):
 
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]`, and rows that were looked up more than once added up into one."""
-        once = self._once()
+        once = self.once()
         return squared_norms(once.gradients.reshape(self.batch_size, -1)), once
 
-    def _once(self) -> Rows:
+    def once(self) -> Rows:
         """Return the same gradients with each row of an example in one place, and zeros in its other places.
 
         Summed with weights place by place, terms that cancel would be rounded otherwise than they were measured.

@@ -23,9 +23,11 @@ from hushgrad.errors import (
     UnsupportedOptimizerError,
 )
 from hushgrad.guards.in_use import is_in_use
+from hushgrad.guards.sparse_tables import sparse_table_problems, updates_tables_alone
 from hushgrad.joined_optimizer import parts_of, with_parts
 from hushgrad.parallel.layout import layout_problems
 from hushgrad.printable import full_name
+from hushgrad.sparse_rows.rule import SparseRows
 from hushgrad.torch_internals import BatchNorm, InstanceNorm, has_gradient_hooks, takes_step_hooks
 
 TRAINABLE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -38,7 +40,9 @@ WHOLE = "the model itself"
 """What a message calls the module whose dotted name is empty."""
 
 
-def require_trainable_privately(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+def require_trainable_privately(
+    model: nn.Module, optimizer: Optimizer, sparse_rows: SparseRows | None = None
+) -> dict[str, nn.Parameter]:
     """Return the parameters to train, by name and each once, or refuse the model or the optimizer.
 
     Raises:
@@ -49,7 +53,7 @@ def require_trainable_privately(model: nn.Module, optimizer: Optimizer) -> dict[
     """
     require_module(model)
     require_optimizer(optimizer)
-    problems = list(setup_problems(model, optimizer))
+    problems = list(setup_problems(model, optimizer, sparse_rows))
     if problems:
         raise join_problems(problems)
     return _trainable(model)
@@ -85,7 +89,9 @@ def require_no_session(model: nn.Module, optimizer: Optimizer | None = None) -> 
         raise problem
 
 
-def setup_problems(model: nn.Module, optimizer: Optimizer | None = None) -> Iterator[HushgradError]:
+def setup_problems(
+    model: nn.Module, optimizer: Optimizer | None = None, sparse_rows: SparseRows | None = None
+) -> Iterator[HushgradError]:
     """Yield everything that set-up refuses, each as an error whose `where` is a dotted name if it is one part.
 
     Nothing is run or changed. Without an optimizer the model alone is looked at.
@@ -101,7 +107,9 @@ def setup_problems(model: nn.Module, optimizer: Optimizer | None = None) -> Iter
         )
     yield from _parameter_problems(model)
     if optimizer is not None:
-        yield from _optimizer_problems(model, optimizer)
+        yield from _optimizer_problems(model, optimizer, sparse_rows)
+    if sparse_rows is not None:
+        yield from sparse_table_problems(model, sparse_rows, optimizer)
 
 
 def join_problems(problems: Sequence[HushgradError]) -> HushgradError:
@@ -247,9 +255,11 @@ def is_unready(parameter: nn.Parameter) -> bool:
     return parameter.requires_grad and (parameter.dtype not in TRAINABLE_DTYPES or parameter.layout != torch.strided)
 
 
-def _optimizer_problems(model: nn.Module, optimizer: Optimizer) -> Iterator[HushgradError]:
+def _optimizer_problems(
+    model: nn.Module, optimizer: Optimizer, sparse_rows: SparseRows | None
+) -> Iterator[HushgradError]:
     for part in parts_of(optimizer):
-        yield from _problems_of_kind(part)
+        yield from _problems_of_kind(part, takes_sparse=updates_tables_alone(part, sparse_rows, model))
     updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in _trainable(model).items():
         if id(parameter) not in updated:
@@ -268,7 +278,7 @@ def _optimizer_problems(model: nn.Module, optimizer: Optimizer) -> Iterator[Hush
         )
 
 
-def _problems_of_kind(optimizer: Optimizer) -> Iterator[HushgradError]:
+def _problems_of_kind(optimizer: Optimizer, *, takes_sparse: bool) -> Iterator[HushgradError]:
     if not takes_step_hooks(optimizer):
         yield UnsupportedOptimizerError(
             f"{full_name(type(optimizer))} wraps another optimizer and has no step hooks of torch's, by which noise is "
@@ -292,7 +302,8 @@ def _problems_of_kind(optimizer: Optimizer) -> Iterator[HushgradError]:
             "LBFGS evaluates its closure several times for one step, and each evaluation would be a release",
             cure="Use SGD or Adam",
         )
-    if isinstance(optimizer, SparseAdam):
+    if isinstance(optimizer, SparseAdam) and not takes_sparse:
         yield UnsupportedOptimizerError(
-            "SparseAdam needs sparse gradients, which show the rows that were touched", cure="Use Adam"
+            "SparseAdam needs sparse gradients, which show the rows that were touched",
+            cure="Use Adam; or choose rows privately (SparseRows), with SparseAdam for these tables alone",
         )

@@ -26,6 +26,7 @@ from hushgrad.errors import InvalidArgumentError, NoiseMismatchError, UnprovenMe
 from hushgrad.mechanism.noise import NoiseMechanism, require_noise
 from hushgrad.noise.gaussian import Noised
 from hushgrad.sampling.scheme import SamplingScheme, require_scheme
+from hushgrad.sparse_rows.rule import SparseRows, require_sparse_rows
 from hushgrad.strategies.banded import INDEPENDENT
 
 
@@ -45,6 +46,7 @@ class Mechanism:
 
     Guarantee: a pair of noise and sampling without a proof cannot be made a mechanism.
     Guarantee: a pair of noise and clip rule without a proof cannot be made a mechanism.
+    Guarantee: rows are chosen by counts beside noise only with which both are known to cost what one step does.
     """
 
     noise: NoiseMechanism
@@ -58,6 +60,7 @@ class Mechanism:
     loss_reduction: str = "mean"
     noise_schedule: tuple[float, ...] | None = None
     clip_schedule: tuple[float, ...] | None = None
+    sparse_rows: SparseRows | None = None
 
     def __post_init__(self) -> None:
         noise = require_noise(self.noise)
@@ -65,6 +68,7 @@ class Mechanism:
         rule = require_clip_rule(self.clipping)
         object.__setattr__(self, "sensitivity", positive_number("sensitivity", rule.sensitivity))
         self._check_rule(rule)
+        self._check_sparse_rows()
         self._std()
         event = noise.event(require_scheme(self.sampling))
         if not isinstance(event, Event):
@@ -98,6 +102,19 @@ class Mechanism:
             cure='Take independent Gaussian noise (noise="gaussian", GaussianNoise), or a rule with one norm and one '
             'noise for all, such as FlatClipping(C) or GroupwiseClipping(C, noise="same")',
         )
+
+    def _check_sparse_rows(self) -> None:
+        """Refuse rows that are chosen by counts, with noise of which it is not known that counts can share its cost."""
+        if self.sparse_rows is None:
+            return
+        require_sparse_rows(self.sparse_rows)
+        if not self.noise.follows_rule:
+            raise UnprovenMechanismError(
+                f"it is not known what {self.noise.describe()} costs where it is drawn for some rows of a table alone, "
+                f"others in each step (SparseRows)",
+                where="sparse_rows",
+                cure='Take independent Gaussian noise (noise="gaussian", GaussianNoise), or leave sparse_rows out',
+            )
 
     def _check_passes(self, first: Event) -> None:
         """Refuse a charge that is counted otherwise than the sampling: many steps would cost as much as one."""
@@ -218,7 +235,7 @@ class Mechanism:
     def noise_std(self) -> float:
         """Standard deviation of the noise on the sum of clipped gradients, in units of the gradient; Gaussian: σ·C.
 
-        Where the clip rule gives groups noise of their own, or counts, that of a group is this times its relative noise
+        Where the clip rule gives groups noise of their own, or counts, or rows are chosen by counts, that of a group is this times its relative noise
         (`BoundRule.relative`).
         """
         self._require_one_step()

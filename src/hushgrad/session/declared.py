@@ -28,7 +28,7 @@ class DeclaredLoop(Loop):
         self._rounds_together = False
         self._released = 0
         # One for all: forwards run before it is said which batch they belong to.
-        self._pool = UsePool(parts.plan, outlasts_backward=False)
+        self._pool = UsePool(parts.plan, outlasts_backward=False, sparse=parts.update.sparse_tables)
         parts.scope.record_into(self._pool)
 
     @property

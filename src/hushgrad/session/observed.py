@@ -111,7 +111,7 @@ class ObservedLoop(Loop):
         if batch.first:
             parts.update.drop()  # of a logical batch whose step was interrupted before its release
         self.close()
-        pool = UsePool(parts.plan, on_backward=parts.marks.put)
+        pool = UsePool(parts.plan, on_backward=parts.marks.put, sparse=parts.update.sparse_tables)
         pool.is_split = parts.is_split
         self._batch = OpenBatch(parts, pool, batch.size, len(batch.indices), batch.owners)
         parts.scope.record_into(pool)

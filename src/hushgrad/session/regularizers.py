@@ -6,7 +6,7 @@ clipped nor noised, and moves no sensitivity. That it reads nothing else is not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -39,10 +39,12 @@ class Regularizers:
     Args:
         parameters: what is trained, by name.
         scope: captures the forwards of the model; not those that a term makes.
+        sparse: names of tables of which some rows alone are updated, so that no term may read them.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], scope: Scope) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], scope: Scope, sparse: Sequence[str] = ()) -> None:
         self._parameters = parameters
+        self._sparse = frozenset(sparse)
         self._scope = scope
         self._terms: list[_Declared] = []
         self._is_late = False
@@ -92,6 +94,13 @@ class Regularizers:
         own, found, again = self._gradients(value), self._gradients(program()), self._gradients(program())
         if not found:
             raise InvalidArgumentError("depends by its graph on no parameter that is trained", where=where, cure=CURE)
+        if tables := sorted(self._sparse & own.keys()):
+            raise InvalidArgumentError(
+                f"reads {', '.join(tables)}, of which each step updates some rows alone (SparseRows): its gradient is "
+                f"of all rows",
+                where=where,
+                cure="Let the term read the other parameters alone",
+            )
         if not (_are_close(own, found) and _are_close(found, again)):
             raise InvalidArgumentError(
                 "has another gradient than its operators have (by a hook, or a backward of its own), or another one "

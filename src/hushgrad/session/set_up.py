@@ -96,7 +96,7 @@ def set_up(
                     "expected_batch_size=...)",
                 )
             scale = LossScale(loss_scale)
-            parameters = require_trainable_privately(inner, optimizer)
+            parameters = require_trainable_privately(inner, optimizer, mechanism.sparse_rows)
             _require_divisible(mechanism, world)
             coordinates = sum(parameter.numel() for parameter in parameters.values())
             members = Members(inner, optimizer, ledger)
@@ -116,15 +116,24 @@ def set_up(
             spending.trust([*_third_parties(mechanism, plan), *watching.conditions])
             spending.uncounted = members.steps_elsewhere()
             plan = plan or Plan.of_device(next(iter(parameters.values())).device)
+            _require_kept_operands(mechanism, plan)
             # Asks the clip rule and the noise, whose code may fail: before anything is put on the model.
             purpose = "noise" if world.is_first else f"noise of rank {world.rank}"  # apart under a key for tests, too
             update = Update(parameters, mechanism, stream.fork(purpose), plan, alarms, grid)
             public = PublicTensors()
+            tables = update.sparse_tables
             probe = Probe(
-                inner, parameters, mechanism.loss_reduction, stream.fork("looks"), mechanism.expected_batch_size, public
+                inner,
+                parameters,
+                mechanism.loss_reduction,
+                stream.fork("looks"),
+                mechanism.expected_batch_size,
+                public,
+                tables,
             )
-            scope = Scope(inner, UsePool(plan), probe, public)
+            scope = Scope(inner, UsePool(plan, sparse=tables), probe, public)
             probe.join(scope)
+            dense = {name: p for name, p in parameters.items() if name not in tables}
             parts = Parts(
                 mechanism=mechanism,
                 parameters=parameters,
@@ -138,9 +147,9 @@ def set_up(
                 probe=probe,
                 frozen=SetupInvariants(inner, optimizer, parameters),
                 left_alone=LeftAlone(parameters),
-                marks=GradientMarks(inner, parameters),
+                marks=GradientMarks(inner, dense),
                 update=update,
-                regularizers=Regularizers(parameters, scope),
+                regularizers=Regularizers(parameters, scope, tables),
                 spending=spending,
                 monitors=watching,
                 loss_scale=scale,
@@ -191,11 +200,28 @@ def _require_divisible(mechanism: Mechanism, world: World) -> None:
             where="sampling",
             cure="Take one process, or draw records by themselves and ask for the epsilon of group_size",
         )
+    if not world.is_alone and mechanism.sparse_rows is not None:
+        raise InvalidArgumentError(
+            "SparseRows is for one process: several would each choose rows of their own",
+            where="sparse_rows",
+            cure="Train in one process, or leave sparse_rows out",
+        )
     if not world.is_alone and mechanism.sampling.counts_in == "blocks":
         raise InvalidArgumentError(
             f"{type(mechanism.sampling).__name__} is for one process: blocks of steps are not agreed on by several",
             where="mechanism",
             cure="Train in one process, or take PoissonSampling with independent noise (DPSGD)",
+        )
+
+
+def _require_kept_operands(mechanism: Mechanism, plan: Plan) -> None:
+    """Refuse rows that are chosen by counts where operands are let go before anything is counted."""
+    if mechanism.sparse_rows is not None and plan.limits_operands:
+        raise InvalidArgumentError(
+            "SparseRows counts the rows of a whole physical batch, and this plan (or this machine's file) lets its "
+            "operands go inside the backward (operand_bytes)",
+            where="sparse_rows",
+            cure="Leave operand_bytes out, and take a smaller max_physical_batch_size",
         )
 
 

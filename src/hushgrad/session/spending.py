@@ -600,6 +600,7 @@ class Spending:
             population=population,
             unit=self._mechanism.sampling.unit,
             rounding=self._rounding,
+            sparse_rows=None if self._mechanism.sparse_rows is None else self._mechanism.sparse_rows.describe(),
         )
 
     def _require_planned(self, earlier: list[tuple[Event, int]]) -> None:

@@ -31,6 +31,7 @@ from hushgrad.randomness import Address, KeyStream
 from hushgrad.session.adaptive_norm import AdaptiveNorm
 from hushgrad.session.draws import Draw, draws_of, owners_of_their_memory
 from hushgrad.session.scattered import ScatteredSums
+from hushgrad.session.sparse_tables import SparseTables
 from hushgrad.torch_sharding import device_of, is_distributed, like, local_part
 
 
@@ -74,6 +75,7 @@ class Update:
         self._bound = (mechanism, self._bound_to(mechanism))
         self._stream = noise
         self._noise = mechanism.noise.start(noise)
+        self._tables = SparseTables(mechanism.sparse_rows, parameters, noise)
         self._next_step = 0
         self._plan = plan
         self._sums: dict[str, Tensor] = {}
@@ -106,6 +108,7 @@ class Update:
         clip = self.clip_of(mechanism)
         given = self._given(clip, scale)
         before = self.norm.counted
+        counts = self._tables.counts_of(uses)
         self._is_begun = self._is_begun or bool(uses)
         if self._scattered is None:
             self._sums = clipped_sums(uses, clip=clip, **given, into=self._sums)
@@ -113,6 +116,7 @@ class Update:
             pending = pending_sums(uses, clip=clip, **given)
             self._scattered.add(pending.take)
             pending.add_to(self._sums)
+        self._tables.add(counts)
         self._ended(mechanism, examples, before)
 
     def _given(self, clip: BoundRule, scale: float) -> dict[str, Any]:
@@ -242,6 +246,7 @@ class Update:
             sensitivity=mechanism.sensitivity,
             sizes={name: parameter.numel() for name, parameter in self._parameters.items()},
             noise_multiplier=mechanism.noise_multiplier,
+            beside=0.0 if mechanism.sparse_rows is None else mechanism.sparse_rows.count_share,
         )
 
     @property
@@ -258,6 +263,7 @@ class Update:
         """Forget the sums."""
         self._sums, self._is_begun, self._accumulation = {}, False, self._afresh()
         self.norm.drop()
+        self._tables.drop()
         if self._scattered is not None:
             self._scattered.drop()
 
@@ -286,7 +292,13 @@ class Update:
             raise
         finally:
             self.norm.drop()
+            self._tables.drop()
         self._next_step = step + 1
+
+    @property
+    def sparse_tables(self) -> tuple[str, ...]:
+        """The names of the tables of which some rows alone are updated."""
+        return self._tables.names
 
     def add_terms(self, gradients: Mapping[str, Tensor]) -> None:
         """Add gradients of terms of parameters alone to the written update."""
@@ -306,7 +318,8 @@ class Update:
         self, trained: Mapping[str, nn.Parameter], sums: dict[str, Tensor], number: int, mechanism: Mechanism
     ) -> None:
         clip, std = self.clip_of(mechanism), mechanism.noise_std
-        updates, noised = self._updates(trained, sums, number, mechanism)
+        chosen = self._tables.choose(mechanism, number)
+        updates, noised = self._updates(trained, sums, number, mechanism, chosen)
         count = None
         if noised is not None:
             noised = noised * mechanism.divisor
@@ -315,19 +328,34 @@ class Update:
         count_std = None if clip.count_relative is None else std * clip.count_relative
         self.written = Written({name: std * clip.relative[name] for name in trained}, count, count_std)
         for name, parameter in trained.items():
+            if name in chosen:
+                parameter.grad = self._tables.update_of(name, chosen[name], updates[name])
+                continue
             local = local_part(parameter)
             parameter.grad = like(parameter, _laid_out_as(local, updates[name].to(local.device), not std > 0))
 
     def _updates(
-        self, trained: Mapping[str, nn.Parameter], sums: dict[str, Tensor], number: int, mechanism: Mechanism
+        self,
+        trained: Mapping[str, nn.Parameter],
+        sums: dict[str, Tensor],
+        number: int,
+        mechanism: Mechanism,
+        chosen: Mapping[str, Tensor],
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return by what each parameter is updated, its part in this process; and the count of an adaptive clip rule.
+
+        Of a table of which some rows are `chosen` it is what these are updated by, `[k, d]`.
 
         Each sum is divided by its relative noise, gets noise as all others do, and is multiplied by it again.
         """
         scattered, clip = self._scattered, self.clip_of(mechanism)
         names = [name for name in trained if scattered is None or name not in scattered.names]
-        totals = [self._total(sums, name) for name in names]
+        totals = [
+            self._tables.sum_of(name, chosen[name], sums.pop(name, None))
+            if name in chosen
+            else self._total(sums, name)
+            for name in names
+        ]
         relative = [clip.relative[name] if mechanism.noise_std > 0 else 1.0 for name in names]
         splits = [Shards.of(trained[name], self._grid) for name in names]
         owners = [self._owners[name] for name in names]

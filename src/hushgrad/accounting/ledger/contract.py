@@ -61,6 +61,8 @@ class Contract:
     batch size and population are counted in.
     `strategy`: how noise is correlated between steps, with all constants as hexadecimal floating-point numbers
     (`Strategy.describe`); None for noise that is independent in every step.
+    `sparse_rows`: the tables of which each step updated rows alone that were chosen by noised counts, with all constants
+    (`SparseRows.describe`); None where all of what is trained was updated.
     `rounding`: the grid of noise on a grid; None for noise that is added to sums as they are.
     """
 
@@ -74,6 +76,7 @@ class Contract:
     unit: str = ONE_RECORD
     strategy: str | None = None
     rounding: Rounding | None = None
+    sparse_rows: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.rounding, Mapping):
@@ -93,7 +96,8 @@ class Contract:
             object.__setattr__(self, "max_grad_norm", non_negative_number("max_grad_norm", self.max_grad_norm))
         if self.population is not None:
             object.__setattr__(self, "population", count_of("population", self.population, minimum=1))
-        for name, text in (("clipping", self.clipping), ("unit", self.unit), ("strategy", self.strategy)):
+        for name in ("clipping", "unit", "strategy", "sparse_rows"):
+            text = getattr(self, name)
             if not ((text is None and name != "unit") or (isinstance(text, str) and text and text.isprintable())):
                 raise InvalidArgumentError(
                     f"must be one printable line of text, got {type(text).__name__}",
@@ -102,9 +106,9 @@ class Contract:
                 )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the contract as a JSON object. One without a strategy or a grid says nothing of it."""
+        """Return the contract as a JSON object. One without a strategy, a grid or chosen rows says nothing of it."""
         said = asdict(self)
-        for name in ("strategy", "rounding"):
+        for name in ("strategy", "rounding", "sparse_rows"):
             if said[name] is None:
                 del said[name]
         return said

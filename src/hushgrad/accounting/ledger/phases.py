@@ -100,7 +100,7 @@ def joint_contract(phases: Sequence[Phase]) -> Contract:
         return last
     changes: dict[str, Any] = {
         name: None
-        for name in ("expected_batch_size", "max_grad_norm", "population", "clipping", "strategy")
+        for name in ("expected_batch_size", "max_grad_norm", "population", "clipping", "strategy", "sparse_rows")
         if len({getattr(contract, name) for contract in contracts}) > 1
     }
     if len({contract.rounding for contract in contracts}) > 1:
@@ -143,6 +143,8 @@ def _told(phase: Phase, steps: int) -> str:
         parts.append(f"expected batch size {contract.expected_batch_size:g}")
     if contract.clipping is not None:
         parts.append(contract.clipping)
+    if contract.sparse_rows is not None:
+        parts.append(contract.sparse_rows)
     return f"{'the first' if phase.name is None else repr(phase.name)} ({', '.join(parts)})"
 
 

@@ -134,7 +134,8 @@ class Look:
         """It adds this to the sum of a parameter of a group."""
         weights_1 = self._weighed.weights[group, self._place : self._place + 1]
         added = part.alone(self._place).weighted_sum(weights_1)
-        self._squares[group] += float(squared_norms(added.reshape(-1)))
+        values = added.coalesce().values() if added.is_sparse else added
+        self._squares[group] += float(squared_norms(values.reshape(-1)))
 
     def is_within(self) -> bool:
         """Return whether the norm of all that was added is at most the limit of each group."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from hushgrad.guards.probing.calls import Outcome, Runner
 from hushgrad.guards.probing.loss_sizes import by_their_size
 from hushgrad.guards.probing.probed import Probed
 from hushgrad.guards.probing.rows import Batch
+from hushgrad.guards.probing.sparse_lookups import SparseLookups
 from hushgrad.guards.probing.state_values import PART
 from hushgrad.guards.probing.trees import Path, tensors_at
 
@@ -98,7 +100,7 @@ class GradientProbe:
         single = self._run_alone(example, quiet, run_alone)
 
         weight = float(count) if is_mean else 1.0
-        pool = UsePool()
+        pool = UsePool(sparse=self.probed.sparse)
         pool.batch_size = count
 
         def run_captured(output: Any) -> None:
@@ -229,7 +231,8 @@ class GradientProbe:
 
     def _run_alone(self, example: int, quiet: bool, then: Callable[[Any], object]) -> Outcome:
         """Run one example without capture, and `then` on its output; a forward and a backward count as three."""
-        with self.probed.scope.off():
+        tables = [self.probed.parameters[name] for name in self.probed.sparse]
+        with self.probed.scope.off(), SparseLookups(tables) if tables else nullcontext():
             return self.runner.run(self.batch.only([example]), quiet=quiet, share=3 / self.batch.size, then=then)
 
     @property
@@ -339,6 +342,11 @@ def _distance(found: Tensor | None, wanted: Tensor | None) -> tuple[float, float
     if found is None or wanted is None:
         square = sum(_square(part) for part in _parts(wanted if found is None else found))
         return square, square
+    if found.is_sparse and wanted.is_sparse:
+        found, wanted = (found - wanted).coalesce().values(), wanted.coalesce().values()
+        return _square(found), _square(wanted)
+    if found.is_sparse or wanted.is_sparse:
+        found, wanted = (part.to_dense() if part.is_sparse else part for part in (found, wanted))
     off = size = 0.0
     for one, two in zip(_parts(found), _parts(wanted), strict=True):
         two = two.double()
@@ -350,6 +358,8 @@ def _parts(values: Tensor | None) -> Sequence[Tensor]:
     """Return the values in parts that a processor's cache holds, complex ones as pairs."""
     if values is None:
         return ()
+    if values.is_sparse:
+        values = values.coalesce().values()
     if values.is_complex():
         values = torch.view_as_real(values.resolve_conj())
     parts: Sequence[Tensor] = values.reshape(-1).split(PART)  # type: ignore[no-untyped-call]
@@ -357,5 +367,5 @@ def _parts(values: Tensor | None) -> Sequence[Tensor]:
 
 
 def _square(part: Tensor) -> float:
-    values = part.double()
+    values = part.double().reshape(-1)
     return float(values.dot(values))

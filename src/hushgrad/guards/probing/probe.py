@@ -163,8 +163,10 @@ class Probe:
         stream: KeyStream | None = None,
         expected_size: float | None = None,
         public: PublicTensors | None = None,
+        sparse: Set[str] | Sequence[str] = (),
     ) -> None:
         self._model = model
+        self._sparse = frozenset(sparse)
         self._sharded = fully_sharded(model)
         self._is_split = is_split(model)
         self._across: Across = NOWHERE
@@ -725,7 +727,7 @@ class Probe:
         probed.positions, probed.cuts = self._positions, self._programs.cuts | self._novelty.cuts
         probed.recorded, probed.recorded_rows, probed.is_divided = self._recorded, self._rows, self._is_divided
         probed.is_hooked_by_loop = self._programs.change_gradients
-        probed.across = self._across
+        probed.across, probed.sparse = self._across, self._sparse
         return probed
 
     def _look(self, pending: Sequence[Pending], size: int) -> None:

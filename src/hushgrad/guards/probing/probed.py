@@ -46,6 +46,7 @@ class Probed:
         is_divided: whether the loop's losses were divided by the number of examples.
         skipped: what could not be examined, and why.
         across: the processes that have other parts of the gradients; all of them examine the same calls.
+        sparse: names of tables that are too large for a gradient of all their rows.
     """
 
     model: nn.Module
@@ -66,6 +67,7 @@ class Probed:
     is_divided: bool = False
     skipped: list[str] = field(default_factory=list)
     across: Across = NOWHERE
+    sparse: Set[str] = frozenset()
 
     def widths(self, call: Call, batch: Batch) -> list[OwnWidth]:
         """Return records of a call that are shorter than the longest, with their own lengths."""
