@@ -60,9 +60,7 @@ def test_the_noise_of_gradients_and_of_all_counts_together_is_one_gaussian_of_si
     )  # fmt: skip
     assert mechanism.event() == PoissonSampled(0.01, sigma)
     names = ["users.weight", "head.weight"]
-    bound = BoundRule(
-        clipping, names, sizes={"users.weight": 90, "head.weight": 4}, noise_multiplier=sigma, beside=0.2
-    )
+    bound = BoundRule(clipping, names, sizes={"users.weight": 90, "head.weight": 4}, noise_multiplier=sigma, beside=0.2)
     gradients = sum(
         (limit / (mechanism.noise_std * bound.relative[group[0]])) ** 2
         for group, limit in zip(bound.groups, bound.limits, strict=True)

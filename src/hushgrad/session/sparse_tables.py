@@ -65,13 +65,7 @@ class SparseTables:
     def _touched(name: str, parts: list[Contribution]) -> TouchedRows:
         joined = combine(parts) if all(isinstance(part, Rows) for part in parts) else None
         if not isinstance(joined, Rows):
-            raise UnsupportedModelError(
-                "it is a table of SparseRows, and was used by more than lookups of its rows (a matrix product, as of a "
-                "head that is tied to it, a function of all of it): such a use touches every row",
-                where=name,
-                cure="Give the head weights of its own, look rows up by nn.Embedding, nn.EmbeddingBag or table[ids], "
-                "or leave the table out of SparseRows(tables=...)",
-            )
+            raise used_otherwise(name)
         return TouchedRows.of(joined)
 
     def drop(self) -> None:
@@ -105,3 +99,14 @@ class SparseTables:
         """Return the update of a table as the sparse gradient that its optimizer gets; it is never made dense."""
         parameter = self._parameters[name]
         return sparse_rows(chosen.to(parameter.device), update.to(parameter.dtype), parameter.shape[0])
+
+
+def used_otherwise(name: str) -> UnsupportedModelError:
+    """Return the error for a table that is used by more than lookups of its rows."""
+    return UnsupportedModelError(
+        "it is a table of SparseRows, and was used by more than lookups of its rows (a matrix product, as of a head that "
+        "is tied to it, a function of all of it): such a use touches every row",
+        where=name,
+        cure="Give the head weights of its own, look rows up by nn.Embedding, nn.EmbeddingBag or table[ids], or leave "
+        "the table out of SparseRows(tables=...)",
+    )

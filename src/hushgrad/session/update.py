@@ -351,9 +351,7 @@ class Update:
         scattered, clip = self._scattered, self.clip_of(mechanism)
         names = [name for name in trained if scattered is None or name not in scattered.names]
         totals = [
-            self._tables.sum_of(name, chosen[name], sums.pop(name, None))
-            if name in chosen
-            else self._total(sums, name)
+            self._tables.sum_of(name, chosen[name], sums.pop(name, None)) if name in chosen else self._total(sums, name)
             for name in names
         ]
         relative = [clip.relative[name] if mechanism.noise_std > 0 else 1.0 for name in names]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from hushgrad.capture.axes.batch_axes import BatchAxes, tensors_in
 from hushgrad.capture.scope import Scope
 from hushgrad.checks.doctor.findings import Diagnosis, Finding
 from hushgrad.checks.doctor.recording import ModuleAttribution, RecordingPool
+from hushgrad.checks.doctor.sparse_tables import notes_of_tables, other_uses
 from hushgrad.checks.doctor.static_checks import can_run, problems_of, put_right
 from hushgrad.checks.doctor.uses import uses_of
 from hushgrad.clipping.named import GROUPWISE, rule_named
@@ -36,6 +37,7 @@ from hushgrad.guards.probing.trees import with_tensors
 from hushgrad.losses import PerExampleLoss
 from hushgrad.parallel.grid import WHOLE, row_of
 from hushgrad.parallel.rows import bytes_of_sums, owners_of
+from hushgrad.sparse_rows.rule import SparseRows, require_sparse_rows
 from hushgrad.torch_internals import BatchNorm
 from hushgrad.torch_sharding import fully_sharded, is_split
 
@@ -48,6 +50,7 @@ def doctor(
     *,
     criterion: Criterion | None = None,
     optimizer: Optimizer | None = None,
+    sparse_rows: SparseRows | None = None,
 ) -> Diagnosis:
     """Say how a model would be trained privately, what it would cost, and what would be refused.
 
@@ -61,6 +64,8 @@ def doctor(
             `(inputs, target)`, where the inputs are any of these. None reads the model and runs nothing.
         criterion: the loss, as for `PrivacyEngine.per_example`. Without it the loss is not looked at.
         optimizer: looked at as well, if given.
+        sparse_rows: tables of which each step is to update some rows alone; they, their use and their optimizer are
+            looked at as well.
 
     Guarantee: the model is left exactly as it was: parameters, gradients, buffers, modes, hooks and random numbers.
 
@@ -76,12 +81,17 @@ def doctor(
         raise InvalidArgumentError(
             "a criterion needs a batch to be examined on, got None", cure="Pass batch=(inputs, target)"
         )
-    problems, notes = problems_of(model, optimizer), _notes_of(model)
+    problems, notes = problems_of(model, optimizer, sparse_rows), _notes_of(model)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if sparse_rows is not None:
+        notes += notes_of_tables(require_sparse_rows(sparse_rows), trainable)
     examination = None
     if batch is not None and can_run(model):
-        examination = _ModelExamination(model, trainable, criterion, problems, notes)
+        tables = () if sparse_rows is None else tuple(name for name in sparse_rows.tables if name in trainable)
+        examination = _ModelExamination(model, trainable, criterion, problems, notes, tables)
         examination.run(*_arguments(model, batch, criterion))
+        if sparse_rows is not None:
+            problems += other_uses(sparse_rows, examination.pool.recorded)
     elif batch is not None:
         why = "before the problems above are solved"
         if is_split(model) and not problems:
@@ -119,8 +129,10 @@ class _ModelExamination:
         criterion: Criterion | None,
         problems: list[Finding],
         notes: list[Finding],
+        sparse: Sequence[str],
     ) -> None:
-        self.pool = RecordingPool(None)
+        self.pool = RecordingPool(None, sparse)
+        self._sparse = sparse
         self.operand_bytes = 0
         self._model = model
         self._trainable = trainable
@@ -139,7 +151,7 @@ class _ModelExamination:
             )
         if pool.batch_size == 1:
             self._note("the batch has one example, so nothing can be said about whether examples are mixed")
-        probe = Probe(model, self._trainable, "mean")
+        probe = Probe(model, self._trainable, "mean", sparse=self._sparse)
         with ExitStack() as stack:
             stack.enter_context(_left_as_it_was(model, (args, kwargs, target)))
             stack.enter_context(put_right(model))

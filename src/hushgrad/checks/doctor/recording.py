@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,8 @@ class Recorded:
 class RecordingPool(UsePool):
     """A pool that also keeps the shapes of what it is given, and where it came from."""
 
-    def __init__(self, batch_size: int | None) -> None:
-        super().__init__(Plan(operand_bytes=0))  # so that forwards announce what a backward will keep
+    def __init__(self, batch_size: int | None, sparse: Collection[str] = ()) -> None:
+        super().__init__(Plan(operand_bytes=0), sparse=sparse)  # so that forwards announce what a backward will keep
         self.batch_size = batch_size
         self.recorded: list[Recorded] = []
         self.backward = BackwardWatch()

@@ -24,14 +24,15 @@ from hushgrad.guards.compatibility import (
     tracks_statistics,
 )
 from hushgrad.parallel.layout import is_replica_or_shard
+from hushgrad.sparse_rows.rule import SparseRows
 from hushgrad.torch_internals import BatchNorm, InstanceNorm, buffers_of
 
 
-def problems_of(model: nn.Module, optimizer: Optimizer | None) -> list[Finding]:
+def problems_of(model: nn.Module, optimizer: Optimizer | None, sparse_rows: SparseRows | None = None) -> list[Finding]:
     """Return everything that would be refused before any data is read."""
-    found = list(map(Finding.of, setup_problems(model, optimizer)))
+    found = list(map(Finding.of, setup_problems(model, optimizer, sparse_rows)))
     with _in_training_mode(model):
-        found += map(Finding.of, setup_problems(model, optimizer))
+        found += map(Finding.of, setup_problems(model, optimizer, sparse_rows))
     return list(dict.fromkeys(found))
 
 

@@ -163,7 +163,7 @@ class Probe:
         stream: KeyStream | None = None,
         expected_size: float | None = None,
         public: PublicTensors | None = None,
-        sparse: Set[str] | Sequence[str] = (),
+        sparse: Sequence[str] = (),
     ) -> None:
         self._model = model
         self._sparse = frozenset(sparse)
