@@ -100,6 +100,7 @@ def test_make_private_takes_the_names_that_users_of_opacus_know() -> None:
         "sampling",
         "clipping",
         "noise",
+        "sparse_rows",
         "max_physical_batch_size",
         "constant_shapes",
         "max_batch_size",

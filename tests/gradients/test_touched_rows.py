@@ -28,7 +28,8 @@ def test_norms_and_sums_are_those_of_the_gradients() -> None:
     torch.testing.assert_close(norms, wanted.square().sum((1, 2)))
     weights = torch.rand(B, dtype=torch.float64)
     found = measured.weighted_sum(weights)
-    assert found.is_sparse and found.is_coalesced()
+    assert found.is_sparse
+    assert found.is_coalesced()
     torch.testing.assert_close(found.to_dense(), torch.tensordot(weights, wanted, 1))
     torch.testing.assert_close(measured.per_example(), wanted)
     assert rows_of(found)[0].tolist() == (wanted != 0).any(2).any(0).nonzero().flatten().tolist()

@@ -16,6 +16,7 @@ from hushgrad import (
     CorrelatedNoise,
     FlatClipping,
     GaussianNoise,
+    GridNoise,
     GroupwiseClipping,
     Mechanism,
     PoissonSampling,
@@ -140,12 +141,10 @@ def test_rows_are_chosen_by_counts_beside_noise_only_with_which_both_are_known_t
     """Rows are chosen by counts beside noise only with which both are known to cost what one step does."""
     given: dict[str, Any] = {"clipping": FlatClipping(1.0), "expected_batch_size": 8, "sparse_rows": rule()}
     Mechanism(noise=GaussianNoise(1.0), sampling=PoissonSampling(0.01), **given)
+    noise = GridNoise(1.0) if kind == "grid" else CorrelatedNoise(1.0, optimal_banded(8, 2))
+    sampling = PoissonSampling(0.01) if kind == "grid" else CyclicPoissonSampling(0.01, 2)
     with pytest.raises(UnprovenMechanismError, match="SparseRows"):
-        if kind == "grid":
-            DPSGD(noise_multiplier=1.0, noise_kind="grid", sampling=PoissonSampling(0.01), **given)
-        else:
-            noise = CorrelatedNoise(1.0, optimal_banded(8, 2))
-            Mechanism(noise=noise, sampling=CyclicPoissonSampling(0.01, 2), **given)
+        Mechanism(noise=noise, sampling=sampling, **given)
 
 
 def test_counts_that_take_all_of_a_steps_cost_are_refused() -> None:

@@ -210,9 +210,10 @@ def guarantee(
             notes.append(f"the expected batch size {contract.expected_batch_size:g}{counted} is declared public")
         if contract.sparse_rows is not None:
             notes.append(
-                f"rows of tables were chosen by noised counts of the {noun_of(unit)}s that touch them, and got noise and "
-                f"update alone ({contract.sparse_rows}): counts and gradients are in one charge, and which rows were "
-                f"chosen is released; how many rows were touched shows in memory and running time, which is not covered"
+                f"rows of tables were chosen by noised counts of the {noun_of(contract.unit)}s that touch them, and "
+                f"these alone got noise and update ({contract.sparse_rows}): counts and gradients are in one charge, "
+                f"and which rows were chosen is released; how many rows were touched shows in memory and running time, "
+                f"which is not covered"
             )
         if contract.rounding is not None:
             notes.append(_on_grid(contract.rounding))

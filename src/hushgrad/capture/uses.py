@@ -173,10 +173,12 @@ class UsePool:
         """
         for name, uses in self._finished.items():
             parts = [*uses.factored, *([] if uses.kept is None else [Dense(uses.kept)])]
-            if name in self._sparse and (rows := [part for part in parts if isinstance(part, Rows)]) == parts:
-                yield name, sum_of_looked_up([part.alone(example) for part in rows])
-                continue
-            yield from gradients_by_name({name: [part.alone(example) for part in parts]})
+            alone = [part.alone(example) for part in parts]
+            looked_up = [part for part in alone if isinstance(part, Rows)]
+            if name in self._sparse and len(looked_up) == len(alone):
+                yield name, sum_of_looked_up(looked_up)
+            else:
+                yield from gradients_by_name({name: alone})
 
     def clear(self) -> None:
         """Drop everything that was recorded."""

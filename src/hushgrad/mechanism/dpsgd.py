@@ -30,8 +30,8 @@ class DPSGD(Mechanism):
             step. For a sampling that is counted in steps. Its length limits `steps` (and is their number, if `steps` is
             None).
         clip_schedule: the same for the clip norm; the noise of a step follows that step's clip norm.
-        sparse_rows: tables of which each step updates some rows alone, chosen by noised counts of the records that touch
-            them, at the same cost (`SparseRows`); with "gaussian" noise that is independent in every step.
+        sparse_rows: tables of which each step updates some rows alone, chosen by noised counts of the records that
+            touch them, at the same cost (`SparseRows`); with "gaussian" noise that is independent in every step.
         strategy: how noise is correlated between steps (`CorrelatedNoise`), by default not at all. It takes a sampling
             that keeps a record's steps apart (`CyclicPoissonSampling`, `FixedOrderBatches`), and goes with "gaussian".
 

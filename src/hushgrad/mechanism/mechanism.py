@@ -235,8 +235,8 @@ class Mechanism:
     def noise_std(self) -> float:
         """Standard deviation of the noise on the sum of clipped gradients, in units of the gradient; Gaussian: σ·C.
 
-        Where the clip rule gives groups noise of their own, or counts, or rows are chosen by counts, that of a group is this times its relative noise
-        (`BoundRule.relative`).
+        Where the clip rule gives groups noise of their own, or counts, or rows are chosen by counts, that of a group is
+        this times its relative noise (`BoundRule.relative`).
         """
         self._require_one_step()
         return self._std()

@@ -104,8 +104,8 @@ class SparseTables:
 def used_otherwise(name: str) -> UnsupportedModelError:
     """Return the error for a table that is used by more than lookups of its rows."""
     return UnsupportedModelError(
-        "it is a table of SparseRows, and was used by more than lookups of its rows (a matrix product, as of a head that "
-        "is tied to it, a function of all of it): such a use touches every row",
+        "it is a table of SparseRows, and was used by more than lookups of its rows (a matrix product, as of a head "
+        "that is tied to it, a function of all of it): such a use touches every row",
         where=name,
         cure="Give the head weights of its own, look rows up by nn.Embedding, nn.EmbeddingBag or table[ids], or leave "
         "the table out of SparseRows(tables=...)",

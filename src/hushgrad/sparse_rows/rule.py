@@ -121,8 +121,8 @@ class SparseRows:
     def describe(self) -> str:
         """Return the rule with all its constants in one line: a ledger is continued only under the same text."""
         return (
-            f"SparseRows(tables={list(self.tables)}, threshold={self.threshold!r}, rows_per_record={self.rows_per_record}, "
-            f"count_share={self.count_share!r})"
+            f"SparseRows(tables={list(self.tables)}, threshold={self.threshold!r}, "
+            f"rows_per_record={self.rows_per_record}, count_share={self.count_share!r})"
         )
 
 

@@ -253,6 +253,7 @@ CHANGES = {
     "unit": "one user",
     "strategy": "BandedStrategy of 2 bands",
     "rounding": Rounding(grid=2.0**-31, error=1e-4, distance=1e-20),
+    "sparse_rows": "SparseRows(tables=['users.weight'], threshold=3.0)",
 }
 
 

@@ -30,7 +30,9 @@ def test_a_table_that_is_used_by_more_than_lookups_is_told() -> None:
     ids = torch.tensor([1, 2, 3])
     assert not doctor(Scores(is_tied=False), ids, sparse_rows=RULE).problems
     [problem] = doctor(Scores(is_tied=True), ids, sparse_rows=RULE).problems
-    assert problem.where == "items.weight" and problem.code == "DP306" and "more than lookups" in problem.what
+    assert problem.where == "items.weight"
+    assert problem.code == "DP306"
+    assert "more than lookups" in problem.what
     assert not doctor(Scores(is_tied=True), ids).problems
 
 

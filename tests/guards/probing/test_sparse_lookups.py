@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -71,20 +72,14 @@ class Model(nn.Module):
 @pytest.mark.parametrize("leaks", [False, True])
 def test_a_leak_in_the_gradient_of_a_table_is_found_by_sparse_gradients(leaks: bool, looks: str) -> None:
     model = Model(leaks=leaks, looks=looks)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     mechanism = DPSGD(
         noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=PoissonSampling(0.1), expected_batch_size=4,
         sparse_rows=SparseRows(tables=("table.weight",), threshold=2.0),
     )  # fmt: skip
-    session = privatize(model, optimizer, mechanism)
+    session = privatize(model, torch.optim.SGD(model.parameters(), lr=0.1), mechanism)
     losses = model(torch.tensor([[1, 2], [3, 4], [5, 6], [7, 8]])).square().sum(1)
     try:
-        if leaks:
-            with pytest.raises(CrossSampleLeakError):
-                session.backward(losses)
-                optimizer.step()
-        else:
+        with pytest.raises(CrossSampleLeakError) if leaks else nullcontext():
             session.backward(losses)
-            optimizer.step()
     finally:
         session.close()

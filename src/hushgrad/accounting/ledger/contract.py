@@ -61,8 +61,8 @@ class Contract:
     batch size and population are counted in.
     `strategy`: how noise is correlated between steps, with all constants as hexadecimal floating-point numbers
     (`Strategy.describe`); None for noise that is independent in every step.
-    `sparse_rows`: the tables of which each step updated rows alone that were chosen by noised counts, with all constants
-    (`SparseRows.describe`); None where all of what is trained was updated.
+    `sparse_rows`: the tables of which each step updated only rows that were chosen by noised counts, with all
+    constants (`SparseRows.describe`); None where all of what is trained was updated.
     `rounding`: the grid of noise on a grid; None for noise that is added to sums as they are.
     """
 

@@ -1,4 +1,4 @@
-"""What the doctor says of tables whose rows are chosen privately: how they are used, and how many rows a step updates."""
+"""What the doctor says of tables whose rows are chosen privately: how they are used, how many rows a step updates."""
 
 from __future__ import annotations
 

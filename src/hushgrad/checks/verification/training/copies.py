@@ -243,6 +243,12 @@ class TrainingReplica:
             )
 
 
+def _read(gradient: Tensor) -> Tensor:
+    """Return a copy of an update; rows that a sparse one does not hold are zeros."""
+    own = gradient.detach()
+    return (own.to_dense() if own.is_sparse else own).to("cpu", copy=True)
+
+
 def _losses_of(item: Any, model: nn.Module, criterion: PerExampleLoss) -> Tensor:
     """Return the losses of an item `(inputs, target)`, one per example."""
     device = next(model.parameters()).device
@@ -300,7 +306,7 @@ class ReplicaSession:
         def read(optimizer: Any, args: Any, kwargs: Any) -> None:
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad and parameter.grad is not None:
-                    found[name] = parameter.grad.detach().to("cpu", copy=True)
+                    found[name] = _read(parameter.grad)
 
         handle = self.optimizer.register_step_pre_hook(read)
         if isinstance(item, WholeUsers):
@@ -311,6 +317,25 @@ class ReplicaSession:
         finally:
             handle.remove()
         return in_units_of_noise(found, self.session.mechanism, self.session.written)
+
+    def chosen(self, item: Any) -> dict[str, Tensor]:
+        """Return which rows of each sparse gradient one step on an item updates; None stands for an empty draw."""
+        found: dict[str, Tensor] = {}
+
+        def read(optimizer: Any, args: Any, kwargs: Any) -> None:
+            for name, parameter in self.model.named_parameters():
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    found[name] = parameter.grad.indices().squeeze(0).cpu()
+
+        handle = self.optimizer.register_step_pre_hook(read)
+        if isinstance(item, WholeUsers):
+            self.owners[:], item = item.owners, item.item
+        try:
+            self.session.backward(self._losses(item))
+            self.optimizer.step()
+        finally:
+            handle.remove()
+        return found
 
     def _losses(self, item: Any) -> Tensor:
         if item is None:
@@ -342,7 +367,7 @@ class _Recorder:
             self.updates += 1
             self.charged_before &= read_ledger(self._path).steps >= self.updates
             if not self.first:
-                self.first = {n: g.detach().to("cpu", copy=True) for n, g in gradients.items()}
+                self.first = {n: _read(g) for n, g in gradients.items()}
 
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self.updates >= self._wanted:

@@ -101,6 +101,7 @@ def _contract(replica: TrainingReplica, run: RunTrace) -> Check:
     is_same = (
         contract.max_grad_norm == mechanism.sensitivity
         and contract.clipping == mechanism.clipping.describe()
+        and contract.sparse_rows == (None if mechanism.sparse_rows is None else mechanism.sparse_rows.describe())
         and contract.expected_batch_size == mechanism.expected_batch_size
         and contract.loss_reduction == mechanism.loss_reduction
         and contract.unit == mechanism.sampling.unit
@@ -109,11 +110,12 @@ def _contract(replica: TrainingReplica, run: RunTrace) -> Check:
     return Check(
         code="ledger-contract",
         part="ledger",
-        claim="the ledger states the clip rule, the divisor, the source of noise and the unit that ran",
+        claim="the ledger states the clip rule, the divisor, the source of noise, the unit and the rows that ran",
         measured=f"{contract.clipping}, C = {contract.max_grad_norm:g}, B = {contract.expected_batch_size:g}, "
-        f"noise: {contract.noise_source}, {contract.unit}",
+        f"noise: {contract.noise_source}, {contract.unit}"
+        + ("" if contract.sparse_rows is None else f", {contract.sparse_rows}"),
         passed=is_same,
-        sample_size=6,
+        sample_size=7,
         power="every difference",
     )
 

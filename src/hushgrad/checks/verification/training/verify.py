@@ -6,6 +6,7 @@ and ledger are not touched, and no budget is spent: nothing that is measured lea
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -16,13 +17,16 @@ import torch
 from torch import nn
 
 from hushgrad.arguments import open_unit_interval
+from hushgrad.checks.verification.checks.chosen_rows import row_causes
 from hushgrad.checks.verification.checks.clipping import NOT_THE_REFERENCE, read_rule, reads_as_reference
 from hushgrad.checks.verification.checks.noise import NoiseReading, read_noise
 from hushgrad.checks.verification.checks.noise_grid import OFF_THE_GRID
 from hushgrad.checks.verification.mistakes.clipping import Belief
 from hushgrad.checks.verification.mistakes.groups import find_causes
+from hushgrad.checks.verification.training.chosen_rows import row_checks, with_all_rows
 from hushgrad.checks.verification.training.copies import (
     OptimizerFactory,
+    RunTrace,
     SessionLoop,
     TrainingLoop,
     TrainingReplica,
@@ -135,8 +139,14 @@ def verify(
 
 
 def _verdict(
-    replica: TrainingReplica, loop: SessionLoop, claimed: Mechanism, resolution: float, alpha: float, started: float
+    claimed_replica: TrainingReplica,
+    loop: SessionLoop,
+    claimed: Mechanism,
+    resolution: float,
+    alpha: float,
+    started: float,
 ) -> Verdict:
+    replica = with_all_rows(claimed_replica)
     belief = Belief(
         replica.mechanism.noise.std(1.0),
         replica.mechanism.sensitivity,
@@ -156,10 +166,11 @@ def _verdict(
     as_drawn = (reads_as_drawn(update, batch, contributions, noise),) if update.is_quiet else ()
     of_grid = grid_checks(replica, batch)
     sampling, of_draws = draws_of_training(replica, resolution, alpha / 4)
-    run = replica.train(loop, seed=None, updates=UPDATES)
+    run = claimed_replica.train(loop, seed=None, updates=UPDATES)
     certain = contributions.sensitivity - rounding(update, contributions, noise)  # the rest may be rounding
     measured_multiplier = noise.std / max(certain, contributions.unit)
     of_replay = replay_checks(replica, loop, contributions.unit)
+    of_rows = _rows(claimed_replica, update, batch, rows, noise, run, alpha / 4)
     checks = (
         *contributions.checks,
         *rule.checks,
@@ -168,8 +179,9 @@ def _verdict(
         *noise.checks.values(),
         *of_grid,
         *of_draws,
-        *ledger_checks(replica, run, measured_multiplier, noise, sampling, alpha / 8),
+        *ledger_checks(claimed_replica, run, measured_multiplier, noise, sampling, alpha / 8),
         *of_replay,
+        *of_rows,
     )
     checks = tuple(check for check in checks if check.sample_size)
     causes: list[Cause] = []
@@ -182,6 +194,7 @@ def _verdict(
         if not all(check.passed for check in of_grid):
             causes.append(OFF_THE_GRID)
         causes += sampling.causes if sampling is not None else ()
+        causes += row_causes(of_rows)
         causes += run_causes(checks)
     return Verdict(
         "private training of this model",
@@ -207,6 +220,24 @@ def _verdict(
         ),
         seconds=time.perf_counter() - started,
     )
+
+
+def _rows(
+    replica: TrainingReplica,
+    update: SessionUpdate,
+    batch: Any,
+    rows: int,
+    noise: NoiseReading,
+    run: RunTrace,
+    alpha: float,
+) -> tuple[Check, ...]:
+    """Look at which rows training chooses, where it chooses any."""
+    if replica.mechanism.sparse_rows is None:
+        return ()
+    charged = max((event.noise_multiplier for event, _ in run.ledger.events), default=math.inf)
+    with update.randomness(SEED):
+        gradients = {row: replica.gradients_of(row) for row in range(rows)}
+        return row_checks(replica, batch, gradients, noise, update.written, charged, alpha)
 
 
 def _as_reference(
