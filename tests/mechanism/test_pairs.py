@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from hushgrad import (
     PrivacyEngine,
     QuantileClipping,
     SamplingScheme,
+    SparseRows,
     TruncatedPoissonSampling,
     UserSampling,
     optimal_banded,
@@ -58,6 +60,7 @@ from hushgrad.sampling import known as known_samplings
 from hushgrad.strategies.buffered import BufferedStrategy
 
 N, PASS, SIGMA = 20, 4, 1.5
+CHOSEN = SparseRows(tables=("0.weight",), threshold=3.0)
 USERS = [i**3 % 17 for i in range(N)]
 """Whose each record is: some users have two."""
 BANDED = optimal_banded(8, 2)
@@ -212,3 +215,15 @@ def test_a_facade_refuses_the_same_by_name(more: dict[str, Any], error: type[Hus
             **more,
         )
     assert caught.value.cure
+
+
+@pytest.mark.parametrize(("rule", "sampling", "noise"), [triple for triple in TRIPLES if is_proven(*triple)])
+def test_chosen_rows_go_with_gaussian_noise_and_every_rule_and_sampling_at_the_same_charge(
+    rule: str, sampling: str, noise: str
+) -> None:
+    plain = made(rule, sampling, noise, SIGMA)
+    if noise == "Gaussian":
+        assert replace(plain, sparse_rows=CHOSEN).event() == charged_as(sampling, noise, SIGMA)
+    else:
+        with pytest.raises(UnprovenMechanismError, match="SparseRows"):
+            replace(plain, sparse_rows=CHOSEN)

@@ -41,6 +41,8 @@ from hushgrad.strategies.buffered import BufferedStrategy
 TESTS = Path(__file__).parents[1]
 DATA = TensorDataset(torch.randn(14, 3, generator=torch.Generator().manual_seed(1)), torch.arange(14))
 
+FOUND = "test_each_planted_failure_is_found"
+
 ELSEWHERE = {
     "automatic: γ scales with the physical batch": "checks/verification/training/test_clip_rules.py",
     "automatic: γ = 0 and a gradient of norm 0": (
@@ -115,6 +117,11 @@ ELSEWHERE = {
     "monitors: correlated noise is judged as independent": (
         "session/test_correlated_noise.py::test_noise_that_is_not_correlated_as_charged_ends_training"
     ),
+    "chosen rows: noise on touched rows alone": "checks/verification/training/test_chosen_rows.py::" + FOUND,
+    "chosen rows: counts without noise": "checks/verification/training/test_chosen_rows.py::" + FOUND,
+    "chosen rows: counts that are not clipped": "checks/verification/training/test_chosen_rows.py::" + FOUND,
+    "chosen rows: the charge of the gradients alone": "checks/verification/training/test_chosen_rows.py::" + FOUND,
+    "chosen rows: padding is counted": "session/test_sparse_tables.py::test_what_pads_a_batch_touches_no_row",
     "releases: features scaled by the records": (
         "releases/test_sensitivity.py::test_what_does_not_follow_from_the_record_alone_is_refused"
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,10 +17,13 @@ from torch.utils.data import DataLoader, TensorDataset
 import hushgrad
 from hushgrad import (
     DPSGD,
+    AutomaticClipping,
     FlatClipping,
+    GroupwiseClipping,
     JoinedOptimizer,
     PoissonSampling,
     PrivacyEngine,
+    QuantileClipping,
     Session,
     SparseRows,
     privatize,
@@ -28,7 +32,9 @@ from hushgrad.accounting import PoissonSampled, read_ledger
 from hushgrad.errors import ContractChangedError, InvalidArgumentError, UnsupportedModelError
 from hushgrad.gradients.contribution import Plan
 from hushgrad.gradients.oracle import clipped_sum_of, one_at_a_time
+from hushgrad.parallel.world import World
 from hushgrad.randomness import KeyStream
+from hushgrad.session.set_up import _require_divisible
 from hushgrad.sparse_rows.rule import ALL_ROWS
 
 USERS, ITEMS, DIM, B = 40, 30, 3, 6
@@ -90,8 +96,18 @@ def seen_by(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[dict[str
     return found
 
 
-@pytest.mark.parametrize("parts", [[B], [2, 1, 3]])
-def test_chosen_rows_have_the_clipped_sum_of_one_example_at_a_time_and_no_other_row_has_any(parts: list[int]) -> None:
+RULES = {
+    "flat": FlatClipping(0.3),
+    "automatic": AutomaticClipping(0.3),
+    "group-wise": GroupwiseClipping(0.3, "parameter", noise="least"),
+    "quantile": QuantileClipping(0.3),
+}
+
+
+@pytest.mark.parametrize(("clip", "parts"), [*((name, [B]) for name in RULES), ("flat", [2, 1, 3])])
+def test_chosen_rows_have_the_clipped_sum_of_one_example_at_a_time_and_no_other_row_has_any(
+    clip: str, parts: list[int]
+) -> None:
     """Clipped by the norm over all that is trained, rows that are not chosen included.
 
     Guarantee: a row gets an update, with noise, exactly where its noised count is above the threshold.
@@ -100,8 +116,8 @@ def test_chosen_rows_have_the_clipped_sum_of_one_example_at_a_time_and_no_other_
     per_example = one_at_a_time(
         model, [lambda i=i: losses(model, (batch[0][i : i + 1], batch[1][i : i + 1])).sum() for i in range(B)]
     )
-    expected = clipped_sum_of(per_example, FlatClipping(0.3))
-    session, optimizer = private(model)
+    expected = clipped_sum_of(per_example, RULES[clip])
+    session, optimizer = private(model, clipping=RULES[clip])
     updates = seen_by(optimizer, model)
     for some in zip(*(part.split(parts) for part in batch), strict=True):
         session.backward(losses(model, some))
@@ -337,6 +353,16 @@ def test_the_ledger_and_the_guarantee_say_that_rows_were_chosen_and_the_charge_i
     with pytest.raises(ContractChangedError, match="sparse_rows"):
         session.backward(losses(other, batch))
     session.close()
+
+
+def test_several_processes_are_refused_at_set_up() -> None:
+    mechanism = DPSGD(
+        noise_multiplier=1.0, clipping=FlatClipping(0.3), sampling=PoissonSampling(0.1), expected_batch_size=B,
+        sparse_rows=rule(),
+    )  # fmt: skip
+    with pytest.raises(InvalidArgumentError, match="SparseRows is for one process"):
+        _require_divisible(mechanism, World(size=2))
+    _require_divisible(replace(mechanism, sparse_rows=None), World(size=2))
 
 
 def test_an_engine_trains_tables_in_an_ordinary_loop() -> None:
