@@ -118,7 +118,8 @@ class PrivacyEngine:
 
         Args:
             module: in training mode.
-            optimizer: any torch optimizer over all of the module's trainable parameters, but LBFGS and SparseAdam.
+            optimizer: any torch optimizer over all of the module's trainable parameters, but LBFGS and SparseAdam
+                (which updates tables of `sparse_rows`).
             data_loader: a `torch.utils.data.DataLoader`; read for its dataset, batch size, `collate_fn` and workers.
             noise_multiplier: σ; the noise on the sum of clipped gradients has standard deviation σ · max_grad_norm (σ
                 times the sensitivity of the clip rule).

@@ -44,7 +44,8 @@ def privatize(
 
     Args:
         model: in training mode.
-        optimizer: any torch optimizer over all trainable parameters, but LBFGS and SparseAdam.
+        optimizer: any torch optimizer over all trainable parameters, but LBFGS and SparseAdam (which updates tables of
+            `SparseRows`).
         mechanism: what every step does and costs.
         ledger: a path makes the record of what ran durable; an existing file is verified and continued.
         key: for tests only, `KeyStream.fixed_for_tests(seed)`; marks the ledger "NOT PRIVATE".

@@ -7,9 +7,11 @@ of *all* rows noise of σ_g · C. In units of their noise both together are one 
     √((L / (σ_c L))² + (C / (σ_g C))²) = √(1/σ_c² + 1/σ_g²) = 1/σ
 
 so that all of it is one Gaussian mechanism of the noise multiplier σ, over one draw of records, and a step is charged
-as any other: PoissonSampled(q, σ), say. What leaves is a function of it: the rows whose noised count is above the
-threshold, and the noised sums of these rows. Noise on the sums of other rows would be thrown away, so it is not drawn,
-and that on the counts of rows that nobody touched is drawn as what it is: which of them pass (`selection.py`).
+as any other: PoissonSampled(q, σ), say. A record that is replaced moves both by twice as much, as it does a sum
+without counts, so that this holds for every neighbouring relation. What leaves is a function of it: the rows whose
+noised count is above the threshold, and the noised sums of these rows. Noise on the sums of other rows would be thrown
+away, so it is not drawn, and that on the counts of rows that nobody touched is drawn as what it is: which of them pass
+(`selection.py`).
 
 Ghazi et al. 2023, "Sparsity-Preserving Differentially Private Training of Large Embedding Models", arXiv 2311.08357,
 Algorithm 1, with C_1 = L, σ_1 = σ_c, C_2 = C, σ_2 = σ_g.

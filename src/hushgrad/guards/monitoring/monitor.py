@@ -33,7 +33,8 @@ class NoisedUpdate:
         number: of the update in this session, counted from 0.
         mechanism: what this step did and cost: σ, C, the divisor.
         gradients: by parameter name, (sum of clipped gradients + noise) / divisor, a copy of what the optimizer will
-            see. To be read only; frozen parameters have none.
+            see. To be read only; frozen parameters have none. That of a table of `SparseRows` is sparse: rows that it
+            does not hold got neither noise nor update.
         noise_std: by parameter name, the standard deviation of the noise on the sum, before the division. The same for
             all, but where the clip rule gives groups noise of their own.
     """
