@@ -45,6 +45,7 @@ def test_a_run_of_each_method_trains_and_counts_its_rows(monkeypatch: pytest.Mon
 
 def test_a_step_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "STEPS", 5)
+    monkeypatch.setattr(bench, "WARM", 3)
     found = step_of(3000, "chosen rows")
     assert found.updated_rows < 3000
     assert found.seconds > 0
