@@ -96,9 +96,9 @@ class SparseTables:
         return found
 
     def update_of(self, name: str, chosen: Tensor, update: Tensor) -> Tensor:
-        """Return the update of a table as the sparse gradient that its optimizer gets; it is never made dense."""
+        """Return the update of chosen rows, `[k, d]` in the table's dtype, as the sparse gradient of the table."""
         parameter = self._parameters[name]
-        return sparse_rows(chosen.to(parameter.device), update.to(parameter.dtype), parameter.shape[0])
+        return sparse_rows(chosen.to(parameter.device), update, parameter.shape[0])
 
 
 def used_otherwise(name: str) -> UnsupportedModelError:

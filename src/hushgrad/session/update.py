@@ -329,7 +329,8 @@ class Update:
         self.written = Written({name: std * clip.relative[name] for name in trained}, count, count_std)
         for name, parameter in trained.items():
             if name in chosen:
-                parameter.grad = self._tables.update_of(name, chosen[name], updates[name])
+                values = _in_dtype(updates[name], parameter.dtype, not std > 0)
+                parameter.grad = self._tables.update_of(name, chosen[name], values)
                 continue
             local = local_part(parameter)
             parameter.grad = like(parameter, _laid_out_as(local, updates[name].to(local.device), not std > 0))
@@ -471,15 +472,19 @@ def _outgoing(grid: Grid, draw: Draw, laid_out: Tensor) -> Outgoing:
 
 
 def _laid_out_as(parameter: Tensor, update: Tensor, is_bare: bool) -> Tensor:
-    """Return the (contiguous) update in the parameter's dtype and memory layout; fused optimizers pair raw memory.
+    """Return the (contiguous) update in the parameter's dtype and memory layout; fused optimizers pair raw memory."""
+    update = _in_dtype(update, parameter.dtype, is_bare)
+    return update if parameter.is_contiguous() else torch.empty_like(parameter).copy_(update)
+
+
+def _in_dtype(update: Tensor, dtype: torch.dtype, is_bare: bool) -> Tensor:
+    """Return the update in the parameter's dtype.
 
     A bare one, without noise, is not made larger by rounding to fewer bits, so that it shows what was clipped.
     """
-    if is_bare and update.dtype != parameter.dtype:
-        update = _towards_zero(update, parameter.dtype)
-    if parameter.is_contiguous():
-        return update if update.dtype == parameter.dtype else update.to(parameter.dtype)
-    return torch.empty_like(parameter).copy_(update)
+    if update.dtype == dtype:
+        return update
+    return _towards_zero(update, dtype) if is_bare else update.to(dtype)
 
 
 def _towards_zero(update: Tensor, dtype: torch.dtype) -> Tensor:

@@ -158,8 +158,9 @@ def _charge(
     clip = BoundRule(
         mechanism.clipping,
         replica.names,
-        noise_multiplier=mechanism.noise_multiplier,
         sensitivity=mechanism.sensitivity,
+        sizes={name: parameter.numel() for name, parameter in replica.model.named_parameters()},
+        noise_multiplier=mechanism.noise_multiplier,
     )
     shares = [limit / written.noise_std[group[0]] for group, limit in zip(clip.groups, clip.limits, strict=True)]
     if written.count_std is not None:
