@@ -42,6 +42,7 @@ WITH_OTHER_PACKAGES = (
     "opacus_cases",
     "parallel",  # Accelerate
     "sampling",  # scipy
+    "sparse_rows",  # scipy
     "study",  # scikit-learn, matplotlib, Jinja, optuna, tensorboard, safetensors
     "zoo",  # transformers, peft, Opacus
     "test_randomness.py",  # cryptography
