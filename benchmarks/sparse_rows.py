@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -298,12 +298,14 @@ def step_of(rows: int, kind: str) -> Step:
     )  # fmt: skip
 
 
-def growth_table() -> list[Step]:
-    """Measure each size and kind in a process of its own."""
-    table = []
+def growth_table(out: Path | None) -> list[Step]:
+    """Measure each size and kind in a process of its own; go on where `out` was left."""
+    table = [] if out is None or not out.exists() else [Step(**row) for row in json.loads(out.read_text("utf-8"))]
     for rows in GROWTH_ROWS:
         for kind in ("noise on whole tables", "chosen rows"):
             if kind == "noise on whole tables" and rows > MOST_DENSE_ROWS:
+                continue
+            if any((step.rows, step.kind) == (rows, kind) for step in table):
                 continue
             command = [sys.executable, "-m", "benchmarks.sparse_rows", "step", "--rows", str(rows), "--kind", kind]
             run = subprocess.run(
@@ -311,7 +313,14 @@ def growth_table() -> list[Step]:
             )
             table.append(Step(**json.loads(run.stdout.splitlines()[-1])))
             print(table[-1], flush=True)
+            write(table, out)
     return table
+
+
+def write(table: Sequence[Any], out: Path | None) -> None:
+    """Write the rows of a table to a file, if one is given."""
+    if out is not None:
+        out.write_text(json.dumps([asdict(row) for row in table], indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -326,9 +335,7 @@ def main() -> None:
         print(json.dumps(asdict(step_of(given.rows, given.kind))))
         return
     torch.set_num_threads(1)
-    table = growth_table() if given.what == "growth" else clicks_table()
-    if given.out is not None:
-        given.out.write_text(json.dumps([asdict(row) for row in table], indent=1) + "\n", encoding="utf-8")
+    write(growth_table(given.out) if given.what == "growth" else clicks_table(), given.out)
 
 
 if __name__ == "__main__":
