@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hushgrad.guards.probing.read_settings import read_by_criterion, read_by_forwards
+from hushgrad.guards.probing.read_settings import kept_around, read_by_forwards
 
 TABLE, LEVEL, PLACE, UNREAD = {"t": [1.0]}, 1.0, SimpleNamespace(t=torch.ones(1)), {"t": 1.0}
 
@@ -127,25 +127,26 @@ def test_what_no_forward_names_parameters_and_layers_of_torch_are_not() -> None:
     assert read_by_forwards(nn.Sequential(nn.Linear(3, 2), nn.ReLU())) == {}
 
 
-def test_of_a_criterion_what_its_function_or_its_forward_reads_is_told() -> None:
+def test_of_a_criterion_that_is_no_module_all_that_it_keeps_is_told() -> None:
     weights = torch.ones(3)
 
     def weighed(out: Tensor, y: Tensor) -> Tensor:
         return out.square().sum(1) * weights[y]
 
-    class Weighed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table, self.seen = {"t": 1.0}, [0.0]
-
-        def forward(self, out: Tensor) -> Tensor:
-            return out.square().sum(1) / self.table["t"]
-
-    module = Weighed()
-    before = read_by_criterion(weighed), read_by_criterion(module)
-    module.seen[0] = 1.0
-    assert (read_by_criterion(weighed), read_by_criterion(module)) == before
+    before = kept_around(weighed)
+    assert kept_around(weighed) == before
     weights.mul_(2)
-    module.table["t"] = 2.0
-    assert read_by_criterion(weighed) != before[0]
-    assert read_by_criterion(module) != before[1]
+    assert kept_around(weighed) != before
+
+
+def test_a_forward_within_a_function_of_a_library_is_read() -> None:
+    class Wrapped(nn.Module):
+        @torch.autocast("cpu", enabled=False)
+        def forward(self, x: Tensor) -> Tensor:
+            return x / TABLE["t"][0]
+
+    model = Wrapped()
+    before = read_by_forwards(model)
+    WRITES["a dictionary of the file"](Reading(), 2.0)
+    assert read_by_forwards(model) != before
+    WRITES["a dictionary of the file"](Reading(), 1.0)

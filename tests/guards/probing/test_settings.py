@@ -41,7 +41,7 @@ def test_values_that_never_change_are_told_by_what_they_are(value: Any) -> None:
     assert told(-1) != told(-2)
 
 
-def test_views_meta_tensors_and_complex_ones_are_looked_at() -> None:
+def test_tensors_of_every_layout_are_looked_at() -> None:
     tensors: list[Tensor] = [
         torch.zeros(3, 4).t(),
         torch.zeros(0),
@@ -50,6 +50,8 @@ def test_views_meta_tensors_and_complex_ones_are_looked_at() -> None:
         torch.ones(3, dtype=torch.complex64).conj(),
         torch.ones(3, dtype=torch.complex64).conj().imag,
         torch.tensor(1.0),
+        torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged),
+        torch.zeros(3, 4).to_sparse(),
     ]
     assert all(told(tensor) == told(tensor) for tensor in tensors)
 

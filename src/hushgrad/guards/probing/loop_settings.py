@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.guards.probing.kept import Key
-from hushgrad.guards.probing.read_settings import read_by_criterion, read_by_forwards
+from hushgrad.guards.probing.read_settings import kept_around, read_by_forwards
 from hushgrad.guards.probing.settings import Settings, changed
 from hushgrad.guards.probing.state_values import fingerprint
 from hushgrad.guards.probing.trees import DESCEND, tensors_at, with_parts
@@ -71,21 +71,21 @@ class LoopSettings:
 
     def given(self, inputs: Any, size: int) -> None:
         """A forward of an item of `size` examples begins with these inputs."""
-        self._forwards.begin(self._of_model)
+        self._forwards.begin(lambda: _set_on(self._model))
         if len(self._now) < MOST_CALLS:
             self._now.append(_passed(inputs, size))
 
     def returned(self) -> None:
         """It has returned."""
-        self._forwards.end(self._of_model)
+        self._forwards.end(lambda: _set_on(self._model))
 
     def evaluating(self, criterion: Any) -> None:
         """A criterion, module or function, is going to be called."""
-        self._criteria.begin(lambda: read_by_criterion(criterion))
+        self._criteria.begin(lambda: _set_on(criterion))
 
     def evaluated(self, criterion: Any) -> None:
         """It was called."""
-        self._criteria.end(lambda: read_by_criterion(criterion))
+        self._criteria.end(lambda: _set_on(criterion))
 
     def forget(self) -> None:
         """The item is not compared."""
@@ -104,21 +104,23 @@ class LoopSettings:
         were_read = self._forwards.have_changed()
         return self._criteria.have_changed() or were_read or were_passed
 
-    def _of_model(self) -> Settings:
-        if self._model is None:
-            return {}
-        found: dict[Key, Any] = {("read", *place): value for place, value in read_by_forwards(self._model).items()}
-        for number, module in enumerate(self._model.modules()):
-            for name, value in vars(module).items():
-                if not name.startswith("_") and isinstance(value, PLAIN):
-                    found[number, name] = value
-                elif isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                    found[number, name] = _held(value)
-            for name, buffer in module.named_buffers(recurse=False):
-                found[number, name] = _held(buffer)
-            for name, parameter in module.named_parameters(recurse=False):
-                found[number, name, "is trained"] = parameter.requires_grad
-        return found
+
+def _set_on(root: Any) -> Settings:
+    """Return what a model, or a criterion, is set to and reads."""
+    if not isinstance(root, nn.Module):
+        return {} if root is None else kept_around(root)
+    found: dict[Key, Any] = {("read", *place): value for place, value in read_by_forwards(root).items()}
+    for number, module in enumerate(root.modules()):
+        for name, value in vars(module).items():
+            if not name.startswith("_") and isinstance(value, PLAIN):
+                found[number, name] = value
+            elif isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                found[number, name] = _held(value)
+        for name, buffer in module.named_buffers(recurse=False):
+            found[number, name] = _held(buffer)
+        for name, parameter in module.named_parameters(recurse=False):
+            found[number, name, "is trained"] = parameter.requires_grad
+    return found
 
 
 def _held(tensor: Tensor) -> Hashable:

@@ -41,9 +41,9 @@ def read_by_forwards(model: nn.Module) -> Settings:
     return _settings(parts, *modules, *classes)
 
 
-def read_by_criterion(criterion: Any) -> Settings:
-    """Return the same of a criterion: a module, or a function or object, of which everything counts."""
-    return read_by_forwards(criterion) if isinstance(criterion, nn.Module) else _settings({("criterion",): criterion})
+def kept_around(criterion: Any) -> Settings:
+    """Return what a criterion that is no module keeps: a function or an object, of which everything counts."""
+    return _settings({("criterion",): criterion})
 
 
 def _settings(parts: dict[Key, Any], *aside: Any) -> Settings:
@@ -53,7 +53,12 @@ def _settings(parts: dict[Key, Any], *aside: Any) -> Settings:
 
 
 def _forwards(classes: Iterable[type]) -> Iterator[FunctionType]:
-    yield from (found for cls in classes if isinstance(found := vars(cls).get("forward"), FunctionType))
+    for cls in classes:
+        yield from _functions(functions_behind(vars(cls).get("forward")))
+
+
+def _functions(values: Iterable[Any]) -> Iterator[FunctionType]:
+    return (value for value in values if isinstance(value, FunctionType))
 
 
 def _reached(
@@ -62,20 +67,23 @@ def _reached(
     """Return the attributes that functions name, or functions that they name, and all these functions."""
     names: set[str] = set()
     found: dict[FunctionType, None] = {}
+    seen: set[FunctionType] = set()
     waiting = list(functions)
     while waiting:
         function = waiting.pop()
-        if function in found or not is_users_function(function):
+        if function in seen:
+            continue
+        seen.add(function)
+        waiting += _functions(cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell))
+        if not is_users_function(function):  # a library's around one of the user's
             continue
         found[function] = None
         variables, attributes = names_in(function.__code__)
         new = (attributes | (variables & EVERYTHING)) - names
         names |= new
-        near = [cls.__dict__[name] for cls in classes for name in new if name in cls.__dict__]
-        waiting += [inner for value in near for inner in functions_behind(value) if isinstance(inner, FunctionType)]
-        around = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
-        around += [function.__globals__.get(name) for name in variables]
-        waiting += [value for value in around if isinstance(value, FunctionType)]
+        near = [vars(cls)[name] for cls in classes for name in new & vars(cls).keys()]
+        waiting += _functions(inner for value in near for inner in functions_behind(value))
+        waiting += _functions(function.__globals__.get(name) for name in variables)
     return frozenset(names), found
 
 

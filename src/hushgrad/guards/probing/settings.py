@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hushgrad.guards.probing.kept import Key
 from hushgrad.guards.probing.state_values import is_atom
 from hushgrad.torch_internals import version
+from hushgrad.torch_sharding import local_part
 
 MOST_PLACES = 1000
 """So many values of each thing are looked at, those nearest to it first."""
@@ -42,7 +43,10 @@ def told(value: Any) -> Any:
     return type(value).__name__, (hash(value) if is_long else hash(repr(value))) if is_atom(value) else None
 
 
-def _told_of_tensor(value: Tensor) -> Any:
+def _told_of_tensor(tensor: Tensor) -> Any:
+    value = local_part(tensor)
+    if value.is_nested:
+        return "nested", version(value)
     is_large = value.numel() > MOST_VALUES
     which = (version(value), id(value)) if is_large else None
     if value.is_meta or value.layout is not torch.strided or (is_large and not value.is_contiguous()):
