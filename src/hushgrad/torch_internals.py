@@ -247,7 +247,7 @@ def order_modes(modes: Sequence[TorchFunctionMode]) -> None:
 
 
 COMPILER = "torch._dynamo.eval_frame"
-"""Where what `torch.compile` returns is made. What it keeps says which code runs, and nothing of the values it runs on."""
+"""Where what `torch.compile` returns is made. What it keeps says which code runs, and nothing of the values."""
 
 
 def compiled_from(function: FunctionType) -> FunctionType | None:

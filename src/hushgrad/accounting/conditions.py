@@ -92,9 +92,9 @@ VALUES_READ = Condition(
 )
 LOSSES_CHANGE = Condition(
     "losses that change between batches",
-    "a loss, what the model, collate_fn or the dataset is given or set to, or what is trained, was computed or chosen "
-    "otherwise in different batches: that it follows the number of the step and released values, and not the records "
-    "drawn, their number or their length, is on trust",
+    "a loss, what the model, a criterion, collate_fn or the dataset is given, reads or is set to, or what is trained, "
+    "was computed or chosen otherwise in different batches: that it follows the number of the step and released "
+    "values, and not the records drawn, their number or their length, is on trust",
 )
 NEVER_EXAMINED = Condition(
     "never examined",

@@ -29,6 +29,7 @@ from hushgrad.errors import (
 from hushgrad.randomness import Address, KeyStream
 from hushgrad.sampling.counting_collate import CountingCollate
 from hushgrad.sampling.logical_batches import LogicalBatch, logical_batches
+from hushgrad.sampling.membership import Membership
 from hushgrad.sampling.ownership import Ownership, UserIds
 from hushgrad.sampling.poisson import uniform_indices
 from hushgrad.sampling.records import WHOLE, BatchObserver, Cutting, PhysicalBatch, Share, cut
@@ -111,6 +112,7 @@ class PrivateLoader:
         cutting = _cutting(self.sampling, max_physical_batch_size, constant_shapes, share)
         self.max_physical_batch_size, self.constant_shapes = cutting.max_rows, cutting.constant_rows
         self._count = dataset_length(dataset)
+        self._membership = Membership(dataset)
         self._steps_per_pass = whole_number("steps_per_pass", steps_per_pass, minimum=1)
         _require_whole_pass(sampling, self._steps_per_pass)
         self._observer = observer
@@ -209,7 +211,7 @@ class PrivateLoader:
 
         Raises:
             ProtocolError: another pass was begun since, or the observer says that the loop broke its protocol.
-            ContractChangedError: the length of the dataset is not what it was.
+            ContractChangedError: the length of the dataset is not what it was, or the indices of a `Subset` are not.
             BatchStructureError: `collate_fn` failed, or did not get the records that were drawn.
             DuplicateRecordError: the caller's own batches hold a record twice in this pass.
         """
@@ -236,7 +238,7 @@ class PrivateLoader:
         with self._one_reader():
             self._before_draw()
             self._current_pass = this_pass
-            self._require_same_length()
+            self._require_same_records(whole=True)
             if self._handed_out not in (None, self._steps_per_pass):
                 self._planner.break_off()
             self._handed_out = 0
@@ -252,6 +254,7 @@ class PrivateLoader:
                         cure="Iterate over a private loader one pass at a time",
                     )
                 self._before_draw()
+                self._require_same_records(whole=self._handed_out == self._steps_per_pass)
                 found = self._read(items, planned)
 
     @contextmanager
@@ -300,7 +303,7 @@ class PrivateLoader:
         if self._observer is not None:
             self._observer.before_draw()
 
-    def _require_same_length(self) -> None:
+    def _require_same_records(self, *, whole: bool) -> None:
         count = len(self.dataset)
         if count != self._count:
             raise ContractChangedError(
@@ -308,6 +311,7 @@ class PrivateLoader:
                 f"rate and the charge rest on that length",
                 cure="Make the model private again, over the dataset as it is now",
             )
+        self._membership.require_same(whole=whole)
 
 
 class _Planner:

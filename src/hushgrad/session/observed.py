@@ -99,6 +99,7 @@ class ObservedLoop(Loop):
             self.collate_fn,
             extents=batch.extents,
             records=batch.records,
+            pass_index=batch.pass_index,
         )
         try:
             parts.probe.examine_collate(drawn)

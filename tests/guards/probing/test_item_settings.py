@@ -135,3 +135,75 @@ def test_a_loop_that_writes_there_states_the_condition(writes: bool) -> None:
             collator.shift = x.mean(0)
     names = {condition.name for condition in engine.guarantee(1e-5).conditions}
     assert ("losses that change between batches" in names) == writes
+
+
+def test_what_changes_between_items_that_are_looked_at_is_told_however_many_items_later() -> None:
+    for writes in (False, True):
+        collator, records, settings = Collator(), Records(), ItemSettings(None)
+        for item in range(9):
+            is_looked_at = item in (0, 1, 7)
+            settings.before_draw(collator, records, is_wanted=item < 2)
+            collator([records[n] for n in range(4)])
+            if is_looked_at:
+                settings.drawn(collator, records)
+            if writes and item == 4:
+                records.shift = records.shift + 1
+        assert settings.have_changed == writes
+
+
+class Labelled(Dataset[Any]):
+    """Labels, a level and an order that a loop may write."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.x, self.y = torch.randn(24, 4, generator=generator), torch.randint(0, 3, (24,), generator=generator)
+        self.level, self.order, self.reads = torch.zeros(4), list(range(24)), 0
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        self.reads += 1
+        index = self.order[index]
+        return self.x[index] - self.level, self.y[index]
+
+
+def relabelled(data: Labelled) -> None:
+    centres = torch.stack([data.x[data.y == label].mean(0) for label in range(3)])
+    data.y = torch.cdist(data.x, centres).argmin(1)
+
+
+AT_THE_END: dict[str, tuple[Callable[[Labelled], Any], bool]] = {
+    "labels by class centres": (relabelled, True),
+    "a level": (lambda data: setattr(data, "level", data.x.mean(0)), True),
+    "a level in its place": (lambda data: data.level.copy_(data.x.mean(0)), True),
+    "an order": (lambda data: data.order.sort(key=lambda n: float(data.x[n, 0])), True),
+    "the same labels": (lambda data: setattr(data, "y", data.y.clone()), False),
+    "nothing": (lambda data: None, False),
+}
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+@pytest.mark.parametrize("what", AT_THE_END)
+def test_what_a_loop_writes_at_the_end_of_a_pass_states_the_condition(what: str, breaks: bool) -> None:
+    write, is_told = AT_THE_END[what]
+    engine, model, data = PrivacyEngine(), nn.Linear(4, 3), Labelled()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    _, _, loader = engine.make_private(
+        module=model,
+        optimizer=optimizer,
+        data_loader=DataLoader(data, batch_size=4),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        poisson_sampling=False,
+    )
+    criterion = engine.per_example(nn.CrossEntropyLoss())
+    for _ in range(2):
+        for step, (x, y) in enumerate(loader):
+            criterion(model(x), y).backward()
+            optimizer.step()
+            if breaks and step == 4:
+                break
+        write(data)
+    names = {condition.name for condition in engine.guarantee(1e-5).conditions}
+    assert ("losses that change between batches" in names) == is_told

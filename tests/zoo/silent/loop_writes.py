@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -99,6 +102,39 @@ def same_centre(model: Any, x: Tensor) -> None:
     model.centre = torch.zeros(4)
 
 
+SETTINGS = {"divisor": 3.0}
+"""What a forward of this file reads and a loop writes."""
+
+
+class Configured(nn.Module):
+    """Divides by what only the loop sets: in a dictionary, an object, a variable of this file, the environment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.parts: dict[str, Any] = {"sizes": [3.0]}
+        self.given = SimpleNamespace(divisor=torch.tensor(3.0))
+        SETTINGS["divisor"] = 3.0
+        os.environ["SILENT_ZOO_DIVISOR"] = "3.0"
+
+    def forward(self, x: Tensor) -> Tensor:
+        divisor = self.parts["sizes"][0] * self.given.divisor * SETTINGS["divisor"]
+        return 27 * self.layer(x) / divisor / (float(os.environ["SILENT_ZOO_DIVISOR"]) / 3.0)
+
+
+WRITES: dict[str, Callable[[Any, float], None]] = {
+    "a list in a dictionary of the model": lambda model, value: model.parts.update(sizes=[value]),
+    "a tensor of an object of the model": lambda model, value: setattr(model.given, "divisor", torch.tensor(value)),
+    "a dictionary of the file": lambda model, value: SETTINGS.update(divisor=value),
+    "a variable of the environment": lambda model, value: os.environ.update(SILENT_ZOO_DIVISOR=str(value)),
+}
+
+
+def writing(where: str, value: Callable[[Tensor], float]) -> dict[str, Any]:
+    """Return a loop that writes there after each backward."""
+    return {"make": Configured, "after": lambda model, x: WRITES[where](model, value(x))}
+
+
 class Taught(nn.Module):
     """A student, and what follows its released weights."""
 
@@ -122,6 +158,8 @@ LEAKY: tuple[Program, ...] = (
     leaky("a tensor attribute gets the first record", EARLIER, make=Centred, after=first_row, batches=2, trust=BETWEEN),
     leaky("an attribute gets the batch's largest value", EARLIER, make=Named, after=as_number, batches=2,
           trust=BETWEEN),
+    *(leaky(f"{where} gets the batch's largest value", EARLIER, batches=2, trust=BETWEEN,
+            **writing(where, lambda x: float(x.abs().max()))) for where in WRITES),
     leaky("a bias gets the first batch's mean", EARLIER, make=Begun, call=from_first, batches=3, trust=WRITTEN),
     leaky("weights times the first batch's largest", EARLIER, make=Begun, call=scaled_by_first, batches=3,
           trust=WRITTEN),
@@ -131,6 +169,7 @@ CLEAN: tuple[Program, ...] = (
     clean("a buffer gets the same number", EARLIER, make=Scaled, after=constant, batches=3),
     clean("a tensor attribute gets the same values", EARLIER, make=Centred, after=same_centre, batches=3),
     clean("an attribute gets the same number", EARLIER, make=Named, after=same_number, batches=3),
+    *(clean(f"{where} gets the same number", EARLIER, batches=3, **writing(where, lambda x: 3.0)) for where in WRITES),
     clean("a step that only looks", EARLIER, make=Scaled, after=lambda m, x: float(x.abs().max()), batches=3),
     clean("a teacher follows the student's weights", EARLIER, make=Taught, after=follow, batches=3),
     clean("nothing is written", EARLIER, make=linear(), batches=3),
@@ -138,8 +177,9 @@ CLEAN: tuple[Program, ...] = (
 
 KIND = Kind(
     "the loop writes to the model",
-    "values of parameters at each step; buffers, tensors and numbers of the model from item to item",
-    "every step; the first two items and those that are looked at",
+    "values of parameters at each step; buffers, tensors and numbers of the model, and what the user's code of its "
+    "forwards names, in the model or outside, from item to item",
+    "every step; the first two items, those that are looked at and the first of each pass",
     "what is written: `losses that change between batches`, `parameters written by the loop`",
     (*LEAKY, *CLEAN),
 )

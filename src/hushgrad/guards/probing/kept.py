@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextvars
 import functools
 import gc
+import itertools
 import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from types import (
     AsyncGeneratorType,
@@ -163,6 +164,16 @@ def kept_by(root: Any, *aside: Any, places: int = PLACES) -> Kept:
     return Kept(walk.cells, walk.holders, walk.own_objects, walk.unread)
 
 
+def kept_in(parts: Mapping[Key, Any], *aside: Any, places: int = PLACES) -> list[Cell]:
+    """Return what is kept in parts of something, by place; what is nearest comes first. What is `aside` is not."""
+    walk = _Walk(places)
+    for value in aside:
+        walk.put_aside(value)
+    walk.waiting += [(key, value, DEPTH) for key, value in parts.items()]
+    walk.run()
+    return walk.cells
+
+
 class _Walk:
     def __init__(self, places: int) -> None:
         self.cells: list[Cell] = []
@@ -212,7 +223,7 @@ class _Walk:
         if is_users_class(cls):
             for name, value in vars(cls).items():
                 if name not in content and not isinstance(value, type):
-                    self.waiting += [(("class", cls, name), part, depth) for part in _code_of(value)]
+                    self.waiting += [(("class", cls, name), part, depth) for part in functions_behind(value)]
 
     def put_aside(self, value: Any) -> None:
         """Look at an object by its identity only, wherever it is met."""
@@ -277,7 +288,8 @@ class _Walk:
             if all(map(is_atom, content)):
                 self.cells.append((key, frozenset(content) if isinstance(holder, (set, frozenset)) else tuple(content)))
             else:
-                self.waiting += [((*key, place), part, depth) for place, part in enumerate(content)]
+                some = itertools.islice(content, self._places + 1)  # no more of a long list could be looked at
+                self.waiting += [((*key, place), part, depth) for place, part in enumerate(some)]
                 self.cells.append((key, ("parts", len(content))))
             return
         if by_keys:
@@ -413,7 +425,7 @@ class _Walk:
 
         What those refer to is known to Python's collector; it is compared, and put back as far as it can be by itself.
         """
-        for part in _code_of(value):
+        for part in functions_behind(value):
             if part is not value:
                 self.waiting.append((key, part, depth))
                 return
@@ -448,10 +460,10 @@ def _named(key: Key) -> str:
     return ".".join(part.__qualname__ if isinstance(part, type) else str(part) for part in key[1:])
 
 
-def _code_of(value: Any) -> Iterator[Any]:
+def functions_behind(value: Any) -> Iterator[Any]:
     """Yield the functions behind an entry of a class."""
     if isinstance(value, (staticmethod, classmethod)):
-        yield from _code_of(value.__func__)
+        yield from functions_behind(value.__func__)
     elif isinstance(value, property):
         yield from (part for part in (value.fget, value.fset, value.fdel) if part is not None)
     elif isinstance(value, (FunctionType, functools._lru_cache_wrapper, functools.partialmethod)):

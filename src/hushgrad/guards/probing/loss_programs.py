@@ -33,6 +33,9 @@ from hushgrad.randomness import KeyStream
 FIRST = 2
 """So many items are always looked at."""
 
+PASSES = 16
+"""The first item of each of so many passes has its settings compared: a loop that sets some once a pass is told."""
+
 
 class LossPrograms:
     """Looks at the programs of one session: of its first two items, and of secret random ones (see `Looks`).
@@ -75,7 +78,9 @@ class LossPrograms:
         self._is_own = False
         self._has_changed_gradients = False
         self._earlier = Earlier(constants=Constants(public))
-        self._items = 0
+        self._items = self._size = 0
+        self._pass = -1
+        self._is_compared = False  # whether the settings of the item in work are
         self.reorders = False
         """Whether the loop gave the model the rows of an item in another order than the loader's."""
         self.has_read = False
@@ -98,25 +103,41 @@ class LossPrograms:
         self._looks.begin()
         is_new = self._seen.note(size, drawn.extents)
         self.has_read |= bool(statistics_in(drawn)[1])  # Python holds them, and may decide by them unseen
-        if self._items <= FIRST or self._looks.wanted or is_new:
+        is_looked_at = self._items <= FIRST or self._looks.wanted or is_new
+        begins = self._pass < drawn.pass_index < PASSES
+        self._pass, self._size, self._is_compared = drawn.pass_index, size, is_looked_at or begins
+        if self._is_compared:
+            self._of_items.drawn(drawn.collate_fn, drawn.dataset)
+        if is_looked_at:
             self._trace = LossTrace(size, drawn.item, drawn.axes, self._earlier, drawn.layout, drawn.lists)
             self._end = weakref.finalize(self, self._trace.give_up)
-            self._of_items.drawn(drawn.collate_fn, drawn.dataset)
 
     def given(self, inputs: Any, state: State | None, roles: Mapping[Path, Role] = NOTHING) -> None:
         """A forward that may be trained on begins with these inputs, and from this state where that was kept.
 
         `roles`: what its inputs hold, as far as it is known.
         """
+        if self._is_compared:
+            self._settings.given(inputs, self._size)
         if self._trace is not None:
-            self._settings.given(inputs, self._trace.program.size)
             self._trace.given(inputs, () if state is None else state.values(), roles)
 
     def returned(self, output: Any, turned: Sequence[Tensor] = (), module: nn.Module | None = None) -> None:
         """The `module` has returned this, None if it raised; `turned` has the examples on the second axis."""
         if self._trace is not None:
             self._trace.returned(output, turned, module)
+        if self._is_compared:
             self._settings.returned()
+
+    def evaluating(self, criterion: Any) -> None:
+        """A criterion, module or function, is going to be called."""
+        if self._is_compared:
+            self._settings.evaluating(criterion)
+
+    def evaluated(self, criterion: Any) -> None:
+        """It has returned."""
+        if self._is_compared:
+            self._settings.evaluated(criterion)
 
     def losses(self, losses: Tensor) -> None:
         """A backward will run on these losses `[B]`."""
@@ -180,6 +201,8 @@ class LossPrograms:
         Raises:
             CrossSampleLeakError: losses follow how far the batch is padded.
         """
+        if self._is_compared:
+            self.have_changed = self._settings.have_changed() or self.have_changed
         if self._trace is None or drawn is None or not self._trace.program.ends:
             return
         self._trace.end()
@@ -188,7 +211,7 @@ class LossPrograms:
         if self._is_told:
             require_no_statistics(program, drawn)
             self._between.compare(program, drawn, self._scale)
-            self.have_changed = self._settings.have_changed() or self._between.have_changed or self.have_changed
+            self.have_changed = self._between.have_changed or self.have_changed
 
     def _scale(self, size: int) -> float:
         return size if self._declared[0] == "mean" else 1.0
@@ -230,5 +253,5 @@ class LossPrograms:
         if self._end is not None:
             self._end.detach()  # it holds the trace, and so what the item was
             self._end = None
-        self._is_own = self._is_told = False
+        self._is_own = self._is_told = self._is_compared = False
         self._settings.forget()

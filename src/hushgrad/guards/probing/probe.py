@@ -301,6 +301,7 @@ class Probe:
         """A criterion is going to be called: keep what it keeps, unless it was examined before."""
         if not self._is_busy and self.is_waiting:
             self._evaluations.begin(criterion)
+            self._programs.evaluating(criterion.watched)
 
     def evaluated(self, criterion: Criterion, arguments: Arguments, losses: Tensor) -> None:
         """A criterion gave these losses; it is examined at the end of the batch unless it was before.
@@ -310,6 +311,7 @@ class Probe:
         """
         if self._is_busy or not self.is_waiting:
             return
+        self._programs.evaluated(criterion.watched)
         self._scalar_loss.vouch(losses, self._asked)
         self._programs.losses(losses)
         if not losses.requires_grad or not self._evaluations.note(criterion, arguments, losses):

@@ -68,7 +68,7 @@ def is_users_class(cls: type) -> bool:
 def names_in(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
     """Return the global variables and the attributes that code names, with the functions inside it.
 
-    Where it calls `setattr`, its constants may be names of attributes.
+    Where it calls `getattr` or `setattr`, its constants may be names of attributes.
     """
     variables, attributes = set(), set()
     for step in dis.get_instructions(code):
@@ -76,7 +76,7 @@ def names_in(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
             variables.add(str(step.argval))
         elif step.opname in _ATTRIBUTE:
             attributes.add(str(step.argval))
-    if "setattr" in variables:
+    if variables & {"getattr", "setattr"}:
         attributes |= {name for name in code.co_consts if isinstance(name, str) and name.isidentifier()}
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

@@ -49,6 +49,7 @@ class Drawn:
         extents: how much each record held before `collate_fn`; empty where that is not known.
         records: the records themselves, by their index, where they cannot be read again (a stream's).
         statistics: the paths of whole numbers and flags in the item that follow other records.
+        pass_index: the number of the pass over the loader, from 0.
     """
 
     dataset: Any
@@ -63,6 +64,7 @@ class Drawn:
     extents: Sequence[int] = ()
     records: Mapping[int, Any] | None = None
     statistics: Set[Path] = frozenset()
+    pass_index: int = 0
 
     def record(self, row: int) -> Any:
         """Return the record of a row, read once more."""
