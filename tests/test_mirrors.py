@@ -17,6 +17,7 @@ WITHOUT = {
     "guards/probing/collate_rows.py": "rows of two items of a collate function; test_companions compares them",
     "guards/probing/collate_runs.py": "runs of a collate function; test_collate_state and test_companions look at them",
     "guards/probing/examination.py": "how one call is examined; test_model_probe and test_gradient_probe ask it to",
+    "guards/probing/other_widths.py": "a program at another width; test_given_padding and test_loss_padding run it",
     "guards/probing/probed.py": "a value that holds what is known of a model; test_model_probe examines it",
     "session/loop.py": "a protocol; test_declared and test_observed test the two loops that follow it",
     "session/parts.py": "a value that holds the parts; each is tested beside its own file",

@@ -164,6 +164,24 @@ def next_token(mean_over_width: bool) -> dict[str, Any]:
     }
 
 
+def pooled(x: Tensor) -> Tensor:
+    """The mean over an example's own vectors."""
+    is_real = (x != 0).any(2)[:, :, None]
+    return (x * is_real).sum(1) / is_real.sum(1)
+
+
+def by_place(x: Tensor) -> Tensor:
+    """A sum over positions that are weighed by where they are in the padded width."""
+    return (x * torch.linspace(0, 1, x.shape[1])[:, None]).sum(1)
+
+
+def by_own_place(x: Tensor) -> Tensor:
+    return (x * torch.arange(x.shape[1])[:, None]).sum(1) / (x != 0).any(2).sum(1, keepdim=True)
+
+
+VECTORS = made(lambda m, x: m[0](x), linear())
+"""Gets one vector of each record: the loop pools over positions."""
+
 MEAN = made(lambda m, i: m[1](m[0](i).mean(1)), embedding, linear())
 OWN_MEAN = made(lambda m, i: m[1](mean_of(m[0](i), i)), embedding, linear())
 
@@ -271,6 +289,25 @@ LEAKY: tuple[Program, ...] = (
         collate=padded,
         make=made(lambda m, x: m[1](m[0](x).relu().mean(1)), linear(4, 4), linear()),
     ),
+    leaky("the loop's mean, then the model", REAL, make=VECTORS, collate=padded, call=lambda m, x: m(x.mean(1))),
+    leaky(
+        "the loop's sum, divided by the width",
+        REAL,
+        make=VECTORS,
+        collate=padded,
+        call=lambda m, x: m(x.sum(1) / len(x[0])),
+    ),
+    leaky("the loop's maximum, then the model", REAL, make=VECTORS, collate=padded, call=lambda m, x: m((-x).amax(1))),
+    leaky(
+        "the loop weighs by linspace of the width", REAL, make=VECTORS, collate=padded, call=lambda m, x: m(by_place(x))
+    ),
+    leaky(
+        "the loop pads a list, mean, then the model",
+        REAL,
+        make=VECTORS,
+        collate=list,
+        call=lambda m, x: m(padded(x).mean(1)),
+    ),
     leaky("cut to the median length", HALVES, make=OWN_MEAN, collate=trimmed(lambda n: n[len(n) // 2])),
     leaky("cut to the shortest record", SHORTER, make=OWN_MEAN, collate=trimmed(lambda n: n[0])),
     leaky("cut to the shortest record, few are short", FEW_SHORT, make=OWN_MEAN, collate=trimmed(lambda n: n[0])),
@@ -353,6 +390,28 @@ CLEAN: tuple[Program, ...] = (
         IDS,
         ways=("per_example", "session"),
         **next_token(False),
+    ),
+    clean("the loop's own mean, then the model", REAL, make=VECTORS, collate=padded, call=lambda m, x: m(pooled(x))),
+    clean(
+        "the loop weighs by arange of the width",
+        REAL,
+        make=VECTORS,
+        collate=padded,
+        call=lambda m, x: m(by_own_place(x)),
+    ),
+    clean(
+        "the loop pads to a constant, mean, then the model",
+        REAL,
+        make=VECTORS,
+        collate=padded,
+        call=lambda m, x: m(F.pad(x, (0, 0, 0, 64 - x.shape[1])).mean(1)),
+    ),
+    clean(
+        "the loop pads a list, own mean, then the model",
+        REAL,
+        make=VECTORS,
+        collate=list,
+        call=lambda m, x: m(pooled(padded(x))),
     ),
     clean("cut to 6 positions, own mean", HALVES, make=OWN_MEAN, collate=trimmed(lambda n: 6)),
     clean("cut to 6 positions at most, own mean", SHORTER, make=OWN_MEAN, collate=trimmed(lambda n: min(6, n[-1]))),

@@ -1,9 +1,10 @@
 """Does one example's loss follow how far it is padded? Asked by running a loop's program again on a longer batch.
 
 Its rows, and what the model gave for them, go on beyond their end, as they would beside a longer record: losses and
-gradients of the shorter records must stay. A length that Python was told (`x.shape[1]`, `len(row)`, `x.numel()`) and
-that a loss was divided by does not change in such a run: a number of the losses' that is a function of one which did
-is altered by itself, and nothing may follow it.
+gradients of the shorter records must stay, and what the model is given for them (see `given_padding`). A length that
+Python was told (`x.shape[1]`, `len(row)`, `x.numel()`) and that a loss was divided by does not change in such a run: a
+number of the losses', or of what the model is given, that is a function of one which did is altered by itself, and
+nothing may follow it.
 """
 
 from __future__ import annotations
@@ -11,27 +12,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
 from hushgrad.errors import CrossSampleLeakError
+from hushgrad.guards.probing.given_padding import GivenPadding, given_differs
 from hushgrad.guards.probing.loop_numbers import Line, LoopNumbers, line_of
 from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_program import Made, Program
-from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, differing, replayed, row_axis
+from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, differing, replayed
 from hushgrad.guards.probing.narrowing import cut_like
+from hushgrad.guards.probing.other_widths import OtherWidth, unchanged_owners
 from hushgrad.guards.probing.positions import Positions
 from hushgrad.guards.probing.widths import Drawn, OwnWidth
-
-FURTHER = 3
-"""By so many positions batches are padded further."""
 
 OTHERWISE = 1.5
 """The factor by which a number is altered that may follow the length of a batch."""
 
 CURE = "Average over the example's own tokens: (losses * mask).sum(1) / mask.sum(1)"
+CURE_OF_GIVEN = (
+    "Pool over the example's own positions: (x * mask).sum(1) / mask.sum(1). A constant to which the loop pads must "
+    "stand as a number in the function that pads"
+)
+
+LOSS = "the loss of one example"
+GIVEN = "what the model is given for one example"
 
 OUTPUTS = "whether losses follow how far a batch is padded, since the model does not run on one record alone"
+INPUTS = (
+    "whether what the loop computes before it calls the model follows how far a batch is padded, since its calls do "
+    "not run on another width"
+)
 NUMBERS = (
     "whether a number in the loss that equals the length of the batches is a constant: if it is one, write it into the "
     "code that computes the loss"
@@ -54,18 +62,23 @@ class LossPadding:
         self._numbers = numbers
         self._suspects: dict[Line, tuple[Made, list[float], Set[int]]] = {}  # a call, its numbers, the batch's lengths
         self._are_outputs_known = True
+        self._are_inputs_known = True
 
     @property
     def untold(self) -> tuple[str, ...]:
         """What is on trust, as far as no later item has told it."""
-        return (*([] if self._are_outputs_known else [OUTPUTS]), *([NUMBERS] if self._suspects else []))
+        found = [(OUTPUTS, not self._are_outputs_known), (INPUTS, not self._are_inputs_known)]
+        return tuple(what for what, is_untold in (*found, (NUMBERS, bool(self._suspects))) if is_untold)
 
-    def require_same(self, program: Program, drawn: Drawn) -> None:
+    def require_same(self, program: Program, drawn: Drawn, *, is_reordered: bool = False) -> None:
         """Refuse losses of short records that change when the batch is padded further, as to a longer one.
+
+        So what the model is given for them.
 
         Args:
             program: of an item, which was run again and is repeatable, and whose numbers were noted.
             drawn: the item.
+            is_reordered: whether the loop gives the model the rows of the item in another order.
 
         Raises:
             CrossSampleLeakError: they change; `where` names the call.
@@ -80,29 +93,54 @@ class LossPadding:
         for line, suspect in list(self._suspects.items()):
             if self._numbers.are_constant(*suspect):
                 del self._suspects[line]
+        given = GivenPadding(program, drawn, self._positions, is_reordered=is_reordered)
+        if program.entries:
+            self._require_same_of_lists(program, drawn, base, given, is_reordered)
         for left in (False, True):
-            rows = [width.row for width in widths if is_padded(program, width, left)]
+            padded = [width for width in widths if is_padded(program, width, left)]
+            rows = [width.row for width in padded]
             if rows:
-                further = _Longer(program, widths, left, self._positions)
-                numbers = self._numbers_of_longer(program, base, further, rows)
+                if (call := given.following(padded, left)) is not None:
+                    raise _leak(call, GIVEN)
+                further = OtherWidth(program, widths, left, self._positions)
+                numbers = self._numbers_of_longer(program, base, further, left, rows)
                 self._require_no_numbers(program, base, numbers, further.lengths, drawn)
+        self._are_inputs_known = self._are_inputs_known and not given.is_untold
+
+    def _require_same_of_lists(
+        self, program: Program, drawn: Drawn, base: Replay, given: GivenPadding, is_reordered: bool
+    ) -> None:
+        """Do so for lists with an entry for each record, which the loop pads on either side."""
+        widths = drawn.short_records
+        if (call := given.following_in_lists(widths)) is not None:
+            raise _leak(call, GIVEN)
+        rows = sorted(unchanged_owners(program, drawn.lists))
+        for left in (False, True) if rows else ():
+            further = OtherWidth(program, widths, left, self._positions, lists=drawn.lists)
+            try:
+                numbers = self._numbers_of_longer(program, base, further, left, [] if is_reordered else rows)
+            except CrossSampleLeakError:
+                if left:
+                    raise
+                continue
+            return self._require_no_numbers(program, base, numbers, further.lengths, drawn)
 
     def _numbers_of_longer(
-        self, program: Program, base: Replay, further: _Longer, rows: Sequence[int]
+        self, program: Program, base: Replay, further: OtherWidth, left: bool, rows: Sequence[int]
     ) -> Mapping[int, object]:
         """Run the longer batch, and return the numbers that left torch then, by call."""
         try:
             longer = replayed(program, further.sources())
         except NotRunningError as failure:
             return failure.numbers
-        if further.differs(base, longer, rows):
+        if _differs(program, base, longer, left, rows):
             if not further.is_guess:
                 raise _leak(_last(program))
             try:
                 longer = replayed(program, further.sources(guess=False))
             except NotRunningError:
                 raise _leak(_last(program)) from None
-            if further.differs(base, longer, rows):
+            if _differs(program, base, longer, left, rows):
                 raise _leak(_last(program))
             self._are_outputs_known = False
         return longer.numbers
@@ -121,72 +159,13 @@ class LossPadding:
             self._suspects[line_of(call)] = call, found, lengths
 
 
-class _Longer:
-    """A program's item and outputs, padded further.
-
-    Attributes:
-        lengths: those of the batch along which records are shorter.
-        is_guess: whether an output was taken for one over positions by its length alone.
-    """
-
-    def __init__(self, program: Program, widths: Sequence[OwnWidth], left: bool, positions: Positions) -> None:
-        self._program = program
-        self._widths = widths
-        self._left = left
-        self._positions = positions
-        self.lengths = {length for width in widths for length in width.lengths}
-        self.is_guess = False
-
-    def sources(self, *, guess: bool = True) -> dict[int, Tensor]:
-        """Return the item and the outputs, by slot; without `guess` only what is known to have positions is longer."""
-        found: dict[int, Tensor] = {}
-        for slot, source in self._program.sources.items():
-            if source.kind not in ("item", "output"):
-                continue
-            values = source.values
-            axis = None
-            if slot not in self._program.flat.roles and slot not in self._program.entries:
-                axis = self._axis(slot, values, guess)
-            if axis is not None:
-                end = values.narrow(axis, 0 if self._left else values.shape[axis] - 1, 1)
-                parts = [*[end] * FURTHER, values] if self._left else [values, *[end] * FURTHER]
-                values = torch.cat(parts, axis)
-            found[slot] = values
-        return found
-
-    def differs(self, base: Replay, longer: Replay, rows: Sequence[int]) -> bool:
-        """Whether the rows have other losses or gradients, where they had any."""
-        gradients = [
-            None if one is None or other is None else cut_like(other, one, self._left)
-            for one, other in zip(base.gradients, longer.gradients, strict=True)
-        ]
-        return differing(self._program, base, replace(longer, gradients=gradients), rows) is not None
-
-    def _axis(self, slot: int, values: Tensor, guess: bool) -> int | None:
-        of_batch = row_axis(self._program, slot, values)
-        made_by = self._program.made_by.get(slot)
-        known = None if made_by is None else self._positions.of(*made_by)
-        if known is None:
-            known = self._of_item(slot, values, of_batch)
-        if known is not None:
-            return min(known, default=None)
-        others = [axis for axis in range(values.ndim) if axis != of_batch]
-        if not others or not {values.shape[others[0]], values.shape[others[0]] + 1} & self.lengths:
-            return None
-        if made_by is not None:
-            self.is_guess = True
-            if not guess:
-                return None
-        return others[0]
-
-    def _of_item(self, slot: int, values: Tensor, of_batch: int | None) -> frozenset[int] | None:
-        """Return the axes along which records of the item are shorter when they come alone; None if none tells."""
-        path = self._program.paths.get(slot)
-        others = [] if path is None else [width.alone[path] for width in self._widths if path in width.alone]
-        if not others or any(other.ndim != values.ndim for other in others):
-            return None
-        places = [axis for axis in range(values.ndim) if axis != of_batch]
-        return frozenset(n for n in places if any(other.shape[n] < values.shape[n] for other in others))
+def _differs(program: Program, base: Replay, longer: Replay, left: bool, rows: Sequence[int]) -> bool:
+    """Whether the rows have other losses or gradients, where they had any."""
+    gradients = [
+        None if one is None or other is None else cut_like(other, one, left)
+        for one, other in zip(base.gradients, longer.gradients, strict=True)
+    ]
+    return differing(program, base, replace(longer, gradients=gradients), rows) is not None
 
 
 def is_padded(program: Program, width: OwnWidth, left: bool) -> bool:
@@ -194,7 +173,7 @@ def is_padded(program: Program, width: OwnWidth, left: bool) -> bool:
     is_any = False
     for slot, source in program.sources.items():
         values = source.values
-        if source.kind != "item" or program.axes.get(slot, 0) or values.ndim < 2:
+        if source.kind != "item" or slot in program.entries or program.axes.get(slot, 0) or values.ndim < 2:
             continue
         length, own = values.shape[1], width.lengths.get(values.shape[1], values.shape[1])
         if values.shape[0] == program.size and own < length:
@@ -209,7 +188,7 @@ def is_padded(program: Program, width: OwnWidth, left: bool) -> bool:
 
 
 def _matters(program: Program, base: Replay, place: int, numbers: Sequence[float]) -> bool:
-    """Whether losses or gradients change with numbers of one call."""
+    """Whether losses, gradients or what the model is given change with numbers of one call."""
 
     def other(value: object, call: Made) -> object:
         is_number = call is program.calls[place] and isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -223,7 +202,8 @@ def _matters(program: Program, base: Replay, place: int, numbers: Sequence[float
     everyone = range(program.size)
     for altered in ({}, single) if single else ({},):
         try:
-            if differing(program, base, replayed(program, altered, other), everyone) is not None:
+            changed = replayed(program, altered, other)
+            if differing(program, base, changed, everyone) is not None or given_differs(program, base, changed):
                 return True
         except NotRunningError:
             continue
@@ -234,10 +214,9 @@ def _last(program: Program) -> Made | None:
     return program.calls[program.last - 1] if program.last else None
 
 
-def _leak(call: Made | None) -> CrossSampleLeakError:
+def _leak(call: Made | None, what: str = LOSS) -> CrossSampleLeakError:
     return CrossSampleLeakError(
-        "the loss of one example is divided by (or made of) how far it is padded, which the longest record of its "
-        "batch decides",
+        f"{what} is divided by (or made of) how far it is padded, which the longest record of its batch decides",
         where="" if call is None else str(call),
-        cure=CURE,
+        cure=CURE if what == LOSS else CURE_OF_GIVEN,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -126,6 +126,7 @@ class Program:
         paths: of parts of the item, by slot, where in it they are.
         made_by: of outputs, by slot, the module that made them, and where in what it returned they are.
         origins: of sources that no call on the batch has made, by slot, what they were made of.
+        recipes: of those that were made of lengths of the item alone, by slot, how.
         placed: where the model was given a tensor with a row for each example that has nothing of the item.
         alike: a row of those that the model was given and that have the same row for each example.
         numbers_outside: by which noise and parameters were scaled that enter it, and seeds of generators.
@@ -151,6 +152,7 @@ class Program:
     paths: dict[int, Path] = field(default_factory=dict)
     made_by: dict[int, tuple[nn.Module, Path]] = field(default_factory=dict)
     origins: dict[int, Origin] = field(default_factory=dict)
+    recipes: dict[int, Callable[[Mapping[int, int]], Any]] = field(default_factory=dict)
     placed: list[Place] = field(default_factory=list)
     alike: list[Tensor] = field(default_factory=list)
     numbers_outside: frozenset[tuple[str, float]] = frozenset()

@@ -207,7 +207,7 @@ class LossPrograms:
             return
         self._trace.end()
         program = self._trace.program
-        self._padding.require_same(program, drawn)
+        self._padding.require_same(program, drawn, is_reordered=self.reorders)
         if self._is_told:
             require_no_statistics(program, drawn)
             self._between.compare(program, drawn, self._scale)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from hushgrad.capture.axes.layout import MARKS, Layout, Role
 from hushgrad.capture.axes.rules import changes_in_place
 from hushgrad.errors import UncoveredParameterUseError
+from hushgrad.guards.probing.length_recipes import LengthRecipes
 from hushgrad.guards.probing.loop_line import LIBRARY, TORCH, loop_frame
 from hushgrad.guards.probing.loss_numbers import choosing_numbers
 from hushgrad.guards.probing.loss_program import (
@@ -111,6 +112,7 @@ class LossTrace(LowMode):
         super().__init__()
         self._earlier = Earlier() if earlier is None else earlier
         self.outside = OutsideValues(item, self._earlier.constants, size)
+        self._recipes = LengthRecipes()
         self._seed = torch.initial_seed()
         self._drawn_before = _drawn_in_python()
         self.program = Program(size, earlier=frozenset(self._earlier.numbers))
@@ -266,6 +268,7 @@ class LossTrace(LowMode):
         if not is_wanted:
             result = func(*args, **kwargs)
             self.outside.note(name, (args, kwargs), result, is_python=self._has_free_numbers(name, args, kwargs))
+            self._note_recipe(func, args, kwargs, result)
             return result
         place, applied = _place()
         if place is None or (applied is not None and self._write_applied(applied, place)):
@@ -376,6 +379,14 @@ class LossTrace(LowMode):
         free = [number for number in numbers if number not in lengths]
         return is_free(free, self.program.size, () if frame is None else _place_of(frame).numbers)
 
+    def _note_recipe(self, func: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> None:
+        """Take note of what is made of lengths alone."""
+        if isinstance(result, Tensor) and (frame := loop_frame()) is not None:
+            sources = self.program.sources.values()
+            lengths = {length for source in sources if source.kind == "item" for length in source.values.shape}
+            written = {float(number) for number in _place_of(frame).numbers}
+            self._recipes.note(func, (args, kwargs), result, {*lengths, *(n - 1 for n in lengths)}, written)
+
     def _knows(self, args: Any) -> bool:
         """Whether what is changed in place is a tensor of the program's, if of none of the item's values."""
         return bool(args) and isinstance(args[0], Tensor) and self._slot(args[0]) is not None
@@ -468,6 +479,8 @@ class LossTrace(LowMode):
         self.program.sources[slot] = Source(values, version(tensor), kind)
         if kind in ("constant", "number"):
             self.program.origins[slot] = self.outside.origin(tensor)
+            if (recipe := self._recipes.of(tensor)) is not None:
+                self.program.recipes[slot] = recipe.made
         if kind in ("item", "output"):
             self._live.add(slot)
         return slot
