@@ -85,6 +85,7 @@ def train(given: Given, collate: Callable[[list[Tensor]], Any] = padded, *, pass
 
 
 EMBEDDING = nn.Embedding(5, 4).requires_grad_(False)
+PLACES = torch.rand(30, 4)
 CONV = nn.Conv1d(4, 4, 3, padding=1).requires_grad_(False)
 
 FOLLOWING: dict[str, Given] = {
@@ -152,6 +153,12 @@ HONEST: dict[str, Given] = {
 @pytest.mark.parametrize("name", HONEST)
 def test_what_is_made_of_a_record_s_own_positions_trains_without_a_condition(name: str) -> None:
     assert train(HONEST[name]) == set()
+
+
+def test_embeddings_of_places_are_cut_to_the_other_width() -> None:
+    """That they are constants of the loop a later item would tell."""
+    [said] = train(lambda x: own_mean((x + PLACES[: x.shape[1]]) * mask_of(x)[..., None]))
+    assert "values read by the loop" in said
 
 
 def test_padding_on_the_left_is_told_from_what_follows_it() -> None:

@@ -11,6 +11,7 @@ from hushgrad.guards.probing.loss_program import Program
 from hushgrad.guards.probing.loss_trace import LossTrace
 
 WIDTH, OTHER = 7, 9
+PLACES = torch.randn(20)
 
 
 def program_of(make: Any) -> Program:
@@ -34,6 +35,7 @@ def test_a_tensor_of_a_length_is_that_of_another_length() -> None:
         lambda width: torch.linspace(0, 1, width),
         lambda width: torch.arange(width) / (width - 1),
         lambda width: torch.full((width,), 1 / width),
+        lambda width: PLACES[:width],
         lambda width: torch.softmax(torch.ones(1, width).cumsum(1) / width, 1),
     ):
         [again] = made_again(make)
@@ -54,3 +56,9 @@ def test_what_was_written_to_since_has_no_recipe() -> None:
 
     assert made_again(make) == []
     assert made_again(lambda width: torch.randn(1, 1)) == []
+
+
+def test_making_it_again_draws_from_no_generator() -> None:
+    generator = torch.Generator().manual_seed(1)
+    assert made_again(lambda width: torch.rand(width, generator=generator)) == []
+    assert made_again(lambda width: torch.tensor([float(width)] * 20)[:7]) == []

@@ -90,6 +90,10 @@ FOLLOWING: dict[str, Losses] = {
     "beside a range of it": lambda o, y: (
         (per_token(o, y) * (torch.arange(y.shape[1]) < (y >= 0).sum(1, keepdim=True))).sum(1) / y.shape[1]
     ),
+    "maximum over positions": lambda o, y: (-per_token(o, y) - 0.1 * (y != IGNORED)).amax(1),
+    "masked by a range, mean over positions": lambda o, y: (
+        per_token(o, y) * (torch.arange(y.shape[1]) < (y >= 0).sum(1, keepdim=True))
+    ).mean(1),
     "as a factor": lambda o, y: own_mean(o, y) * y.shape[1],
 }
 
@@ -107,6 +111,11 @@ LIMIT, TEMPERATURE = 7, 7.0
 
 HONEST: dict[str, Losses] = {
     "own mean": own_mean,
+    "own maximum": lambda o, y: per_token(o, y).amax(1),
+    "own mean with noise": lambda o, y: own_mean(o + 0.1 * torch.randn_like(o), y),
+    "masked by a range, own mean": lambda o, y: (
+        (per_token(o, y) * (torch.arange(y.shape[1]) < (y >= 0).sum(1, keepdim=True))).sum(1) / (y >= 0).sum(1)
+    ),
     "own sum": lambda o, y: per_token(o, y).sum(1),
     "own mean of shifted ones": lambda o, y: own_mean(o[:, :-1].contiguous(), y[:, 1:].contiguous()),
     "a literal that is as large": lambda o, y: per_token(o, y).sum(1) / 7,

@@ -13,10 +13,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from hushgrad.guards.probing.deterministic_mode import DeterministicMode
 from hushgrad.guards.probing.loss_program import End, Made, Program
-from hushgrad.guards.probing.loss_replay import NotRunningError, Number, Replay, is_same, replayed, rounding
-from hushgrad.guards.probing.other_widths import OtherWidth, unchanged_owners
+from hushgrad.guards.probing.loss_replay import NotRunningError, Number, Replay, is_same, rounding
+from hushgrad.guards.probing.other_widths import OtherWidth, run_evenly, unchanged_owners
 from hushgrad.guards.probing.positions import Positions
 from hushgrad.guards.probing.program_rows import rows_at
 from hushgrad.guards.probing.widths import Drawn, OwnWidth
@@ -132,11 +131,7 @@ class GivenPadding:
         return one.shape == other.shape or all(size in part.shape[:2] for part in (one, other))
 
     def _run(self, sources: dict[int, Tensor], number: Number = lambda value, call: value) -> Replay:
-        with DeterministicMode() as quiet:
-            found = replayed(self._program, sources, number)
-        if quiet.unknown is not None:
-            raise NotRunningError({})
-        return found
+        return run_evenly(self._program, sources, number)
 
 
 def before_model(program: Program) -> Program:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Size, Tensor
 
 from hushgrad.guards.probing.loss_program import mapped, tensors_of
 from hushgrad.guards.probing.numbers_taken import numbers_in
 
 MOST_STEPS = 16
-"""Longer chains of calls are not kept."""
+"""Longer chains of calls are not kept, nor calls with more numbers in a list."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,8 @@ class LengthRecipe:
                 return value.made(lengths)
             if isinstance(value, Size):
                 return Size(lengths.get(number, number) for number in value)
+            if isinstance(value, slice):
+                return slice(filled(value.start), filled(value.stop), value.step)
             if type(value) not in (int, float):
                 return value
             return value if value in self.written else of_lengths.get(value, value)
@@ -57,14 +60,14 @@ class LengthRecipes:
 
         `lengths`: those of the item's tensors.
         """
-        if not isinstance(result, Tensor):
+        if not isinstance(result, Tensor) or not _is_short(given):
             return
         if any(result is tensor for tensor in tensors_of(given)):  # written to in place
             self._known.pop(id(result), None)
             return
         steps = 1 + sum(part.steps for tensor in tensors_of(given) if (part := self.of(tensor)) is not None)
         told = {*lengths, *(1 / length for length in lengths if length)}
-        if steps == 1 and not told & (set(numbers_in(mapped(given, _no_tensor))) - written):
+        if steps == 1 and not told & (set(numbers_in(mapped(given, _plainly))) - written):
             return
         if steps <= MOST_STEPS:
             args, kwargs = mapped(given, self._step)
@@ -81,5 +84,20 @@ class LengthRecipes:
         return self.of(value) or value.detach()
 
 
-def _no_tensor(value: Any) -> Any:
+def _is_short(given: tuple[Any, Any]) -> bool:
+    """Whether arguments are tensors and a few numbers, and no generator, which another run would draw from."""
+    for part in (*given[0], *given[1].values()):
+        few = part if isinstance(part, (list, tuple)) else (part,)
+        if len(few) > MOST_STEPS or any(isinstance(one, (list, dict, torch.Generator)) for one in few):
+            return False
+        if any(isinstance(one, tuple) and len(one) > MOST_STEPS for one in few):
+            return False
+        if any(hasattr(one, "__array__") and not isinstance(one, Tensor) for one in few):
+            return False
+    return True
+
+
+def _plainly(value: Any) -> Any:
+    if isinstance(value, slice):
+        return (value.start, value.stop)
     return None if isinstance(value, Tensor) else value

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 
 from hushgrad.errors import CrossSampleLeakError
-from hushgrad.guards.probing.given_padding import GivenPadding, given_differs
+from hushgrad.guards.probing.given_padding import MOST_ALONE, GivenPadding, given_differs
 from hushgrad.guards.probing.loop_numbers import Line, LoopNumbers, line_of
 from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_program import Made, Program
 from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, differing, replayed
 from hushgrad.guards.probing.narrowing import cut_like
-from hushgrad.guards.probing.other_widths import OtherWidth, unchanged_owners
+from hushgrad.guards.probing.other_widths import OtherWidth, run_evenly, unchanged_owners
 from hushgrad.guards.probing.positions import Positions
 from hushgrad.guards.probing.widths import Drawn, OwnWidth
 
@@ -105,6 +106,8 @@ class LossPadding:
                 further = OtherWidth(program, widths, left, self._positions)
                 numbers = self._numbers_of_longer(program, base, further, left, rows)
                 self._require_no_numbers(program, base, numbers, further.lengths, drawn)
+                if not is_reordered:
+                    self._require_same_alone(program, widths, left, padded)
         self._are_inputs_known = self._are_inputs_known and not given.is_untold
 
     def _require_same_of_lists(
@@ -145,6 +148,32 @@ class LossPadding:
             self._are_outputs_known = False
         return longer.numbers
 
+    def _require_same_alone(
+        self, program: Program, widths: Sequence[OwnWidth], left: bool, padded: Sequence[OwnWidth]
+    ) -> None:
+        """Refuse losses that change when the batch is cut to a record's own width: a maximum may be of padding."""
+        shortest = sorted(padded, key=lambda width: min(own / length for length, own in width.lengths.items()))
+        for width in shortest[:MOST_ALONE]:
+            # A shift leaves a record that is padded on the left one target more, beside a longer one.
+            shifted = replace(width, lengths={n: min(n, own + 1) for n, own in width.lengths.items()}, alone={})
+            if all(self._differ_alone(program, widths, left, own) for own in ([width, shifted] if left else [width])):
+                raise _leak(_last(program))
+
+    def _differ_alone(self, program: Program, widths: Sequence[OwnWidth], left: bool, own: OwnWidth) -> bool:
+        """Whether a record's losses or gradients differ on a batch of this width; not where it does not run."""
+        alone = OtherWidth(program, widths, left, self._positions, own)
+        run = partial(run_evenly, program)
+        try:
+            base = run({})
+            if not _differs(program, base, alone.run(run), left, [own.row]):
+                return False
+            if alone.is_guess and not _differs(program, base, alone.run(run, guess=False), left, [own.row]):
+                self._are_outputs_known = False
+                return False
+        except NotRunningError:
+            return False
+        return True
+
     def _require_no_numbers(
         self, program: Program, base: Replay, numbers: Mapping[int, object], lengths: Set[int], drawn: Drawn
     ) -> None:
@@ -161,11 +190,10 @@ class LossPadding:
 
 def _differs(program: Program, base: Replay, longer: Replay, left: bool, rows: Sequence[int]) -> bool:
     """Whether the rows have other losses or gradients, where they had any."""
-    gradients = [
-        None if one is None or other is None else cut_like(other, one, left)
-        for one, other in zip(base.gradients, longer.gradients, strict=True)
-    ]
-    return differing(program, base, replace(longer, gradients=gradients), rows) is not None
+    pairs = list(zip(base.gradients, longer.gradients, strict=True))
+    before = [one if one is None or other is None else cut_like(one, other, left) for one, other in pairs]
+    after = [None if one is None or other is None else cut_like(other, one, left) for one, other in pairs]
+    return differing(program, replace(base, gradients=before), replace(longer, gradients=after), rows) is not None
 
 
 def is_padded(program: Program, width: OwnWidth, left: bool) -> bool:

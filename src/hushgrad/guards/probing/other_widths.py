@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
+from hushgrad.guards.probing.calls import SEED
+from hushgrad.guards.probing.deterministic_mode import DeterministicMode
 from hushgrad.guards.probing.loss_numbers import ARITHMETIC
 from hushgrad.guards.probing.loss_program import Made, Program
-from hushgrad.guards.probing.loss_replay import NotRunningError, Number, Replay, row_axis
+from hushgrad.guards.probing.loss_replay import NotRunningError, Number, Replay, replayed, row_axis
 from hushgrad.guards.probing.positions import Positions
+from hushgrad.guards.probing.state import forked_randomness
 from hushgrad.guards.probing.trees import Path
 from hushgrad.guards.probing.widths import OwnWidth
 
@@ -71,21 +74,20 @@ class OtherWidth:
             found |= self._of_entries(entries)
         return found
 
-    def run(self, replay: Callable[[dict[int, Tensor], Number], Replay]) -> Replay:
+    def run(self, replay: Callable[[dict[int, Tensor], Number], Replay], *, guess: bool = True) -> Replay:
         """Run the program at this width: lengths among the numbers of its calls become those of this width if need be.
 
         Raises:
             NotRunningError: it fails on it.
         """
-        sources, remade = self.sources(), self._remade()
+        sources, remade = self.sources(guess=guess), self._remade()
         plain: tuple[dict[int, Tensor], Number] = sources, self._to_constant
         resized: tuple[dict[int, Tensor], Number] = {**sources, **remade}, self._number
-        for first, second in [(resized, plain) if remade or self._entries else (plain, resized)]:
-            try:
-                return replay(*first)
-            except NotRunningError:
-                return replay(*second)
-        raise AssertionError
+        first, second = (resized, plain) if remade or self._entries else (plain, resized)
+        try:
+            return replay(*first)
+        except NotRunningError:
+            return replay(*second)
 
     # Tensors ---------------------------------------------------------------------------------------------------------
 
@@ -161,7 +163,8 @@ class OtherWidth:
         for slot, recipe in self._program.recipes.items():
             values = self._program.sources[slot].values
             try:
-                again, other = recipe({}), recipe(table)
+                with forked_randomness([values.device], SEED):
+                    again, other = recipe({}), recipe(table)
             except Exception:  # a length that something else must equal
                 continue
             if isinstance(other, Tensor) and isinstance(again, Tensor) and torch.equal(again, values):
@@ -182,7 +185,9 @@ class OtherWidth:
         return found
 
     def _to_constant(self, value: Any, call: Made) -> Any:
-        """Return by how much a call pads, if to a constant that stands in the code; other numbers as they are."""
+        """Return by how much a call pads, if to a constant that stands in the code, and up to which length one cuts."""
+        if isinstance(value, slice):
+            return self._resized_slice(value, call)
         if call.name == "pad" and type(value) is int and value:
             for length in self.lengths:
                 if value + length in call.place.numbers:
@@ -203,9 +208,12 @@ class OtherWidth:
 
         if isinstance(value, Size):
             return Size(resized(number) for number in value)
-        if isinstance(value, slice):
-            return slice(resized(value.start), resized(value.stop), value.step)
-        return resized(value)
+        return self._resized_slice(value, call) if isinstance(value, slice) else resized(value)
+
+    def _resized_slice(self, value: slice, call: Made) -> slice:
+        if type(value.stop) is not int or value.stop in call.place.numbers:
+            return value
+        return slice(value.start, self._table().get(value.stop, value.stop), value.step)
 
     def _padded_like(self, number: int) -> int:
         """Return by how much an entry of a list is padded to the longest, which is of another length now."""
@@ -214,6 +222,19 @@ class OtherWidth:
             if number and length - number in own:
                 return max(0, number + self._other(length) - length)
         return number
+
+
+def run_evenly(program: Program, sources: Mapping[int, Tensor], number: Number = lambda value, call: value) -> Replay:
+    """Run a program with one constant for all random numbers: those of other shapes are others.
+
+    Raises:
+        NotRunningError: it fails, or draws in a way that has no such form.
+    """
+    with DeterministicMode() as quiet:
+        found = replayed(program, sources, number)
+    if quiet.unknown is not None:
+        raise NotRunningError({})
+    return found
 
 
 def unchanged_owners(program: Program, lists: Set[Path]) -> set[int]:
