@@ -26,6 +26,7 @@ import gradient_mixing
 import gradient_penalties
 import hidden_inputs
 import joined_batches
+import kept_by_loops
 import kept_state
 import later_batches
 import later_calls
@@ -77,6 +78,7 @@ KINDS: tuple[Kind, ...] = (
     streams.KIND,
     loop_faults.KIND,
     loop_writes.KIND,
+    kept_by_loops.KIND,
 )
 
 PAGE = Path(__file__).parents[3] / "docs" / "probe.md"

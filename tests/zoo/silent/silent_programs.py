@@ -150,6 +150,7 @@ class Training:
         scalar: the loop's own loss `(output, targets)` where it is not the mean of `loss`.
         targets: `[B]` or more of a batch, zeros if None.
         after: what the loop does with the model and a batch between its backward and the step.
+        later: the same after the step.
         hand: gives the model, before it trains, some of what trains it, by name; the step by hand has plain objects.
     """
 
@@ -161,6 +162,7 @@ class Training:
     scalar: Callable[[Any, Any], Tensor] | None = None
     targets: Callable[[Any], Any] | None = None
     after: Callable[[Any, Any], None] | None = None
+    later: Callable[[Any, Any], None] | None = None
     hand: Callable[[Any, Mapping[str, Any]], None] | None = None
     collate: Callable[[Any], Any] = torch.stack
     batches: int = 1
@@ -213,6 +215,8 @@ class Training:
             if self.after is not None:
                 self.after(model, batch)
             optimizer.step()
+            if self.later is not None:
+                self.later(model, batch)
         names = frozenset(condition.name for condition in engine.session.guarantee(1e-5, "rdp").conditions)
         engine.session.close()
         return optimizer.seen * (1 if self.settings.get("loss_reduction") == "sum" else count), names
@@ -249,6 +253,8 @@ class Training:
                 total += flat * min(1.0, self.clip / max(float(flat.norm()), 1e-300))
             if self.after is not None:
                 self.after(model, batch)
+            if self.later is not None:
+                self.later(model, batch)
         return total
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from enum import Enum
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hushgrad.capture.public import PublicTensors
+from hushgrad.guards.probing.outside_changes import OutsideChanges
+from hushgrad.guards.probing.outside_leaves import OutsideLeaves
+from hushgrad.guards.probing.own_memory import OwnMemory
 
 
 class Origin(Enum):
@@ -23,11 +27,24 @@ class Origin(Enum):
 class Constants:
     """What a loop's programs hold from outside, told from item to item: the same tensors, or others each time.
 
-    `public` holds those that were declared.
+    Args:
+        public: those that were declared.
+        model: the root, whose own tensors are none of these.
+        is_private: whether the backward that runs accumulates gradients of the model.
     """
 
-    def __init__(self, public: PublicTensors | None = None) -> None:
+    def __init__(
+        self,
+        public: PublicTensors | None = None,
+        model: nn.Module | None = None,
+        is_private: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._public = public
+        self._own = OwnMemory(model)
+        self.changes = OutsideChanges(self._own)
+        """Of their values."""
+        self.leaves = OutsideLeaves(self._own, is_private)
+        """Those that get gradients."""
         self._known: dict[int, weakref.ref[Tensor]] = {}
         self._open: dict[int, weakref.ref[Tensor]] = {}
         self._new: dict[int, weakref.ref[Tensor]] = {}
@@ -49,11 +66,21 @@ class Constants:
             self.are_made_anew = True
         elif self.are_declared(tensor):
             return  # known before the first item
-        elif not any(_holds(refs, tensor) for refs in (self._known, self._open)):
+        else:
+            self.changes.meet(tensor)
+            self._note(tensor)
+
+    def _note(self, tensor: Tensor) -> None:
+        if not any(_holds(refs, tensor) for refs in (self._known, self._open)):
             self._new[id(tensor)] = weakref.ref(tensor)
 
-    def end_item(self) -> None:
-        """The program has ended; what came in an earlier item is a constant if it is still there."""
+    def end_item(self, is_of_item: Callable[[Tensor], bool] = lambda tensor: False) -> None:
+        """The program has ended; what came in an earlier item is a constant if it is still there.
+
+        `is_of_item` tells of a tensor whether it has values of the item now.
+        """
+        self.changes.end_item(is_of_item)
+        self._own.forget()
         alive = {key: known for key, known in self._open.items() if known() is not None}
         self.are_made_anew = self.are_made_anew or len(alive) < len(self._open)
         self._known.update(alive)

@@ -52,6 +52,7 @@ class LossPrograms:
         public: what was declared, and is no part of any batch.
         positions: which outputs of the model are as long as the longest record; learnt by those who run it.
         model: the root.
+        is_private: whether the backward that runs accumulates gradients of the model.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class LossPrograms:
         public: PublicTensors | None = None,
         positions: Positions | None = None,
         model: nn.Module | None = None,
+        is_private: Callable[[], bool] = lambda: True,
     ) -> None:
         self._declared = loss_reduction, expected_size
         self._numbers = LoopNumbers()
@@ -77,7 +79,7 @@ class LossPrograms:
         self._end: weakref.finalize[..., LossPrograms] | None = None  # of the trace, should nobody tell of it
         self._is_own = False
         self._has_changed_gradients = False
-        self._earlier = Earlier(constants=Constants(public))
+        self._earlier = Earlier(constants=Constants(public, model, is_private))
         self._items = self._size = 0
         self._pass = -1
         self._is_compared = False  # whether the settings of the item in work are
@@ -93,7 +95,9 @@ class LossPrograms:
     def before_draw(self, collate_fn: Callable[[list[Any]], Any] | None, dataset: Any) -> None:
         """The next item is going to be read."""
         self._of_items.before_draw(collate_fn, dataset, is_wanted=self._items < FIRST)
-        self.have_changed = self.have_changed or self._of_items.have_changed
+        changes = self._earlier.constants.changes
+        changes.before_draw()
+        self.have_changed = self.have_changed or self._of_items.have_changed or changes.have_changed
 
     def begin(self, size: int, drawn: Drawn) -> None:
         """An item of `size` examples is handed out."""
@@ -104,6 +108,7 @@ class LossPrograms:
         is_new = self._seen.note(size, drawn.extents)
         self.has_read |= bool(statistics_in(drawn)[1])  # Python holds them, and may decide by them unseen
         is_looked_at = self._items <= FIRST or self._looks.wanted or is_new
+        is_looked_at = is_looked_at or self._earlier.constants.leaves.were_reached
         begins = self._pass < drawn.pass_index < PASSES
         self._pass, self._size, self._is_compared = drawn.pass_index, size, is_looked_at or begins
         if self._is_compared:
@@ -172,17 +177,21 @@ class LossPrograms:
         Raises:
             CrossSampleLeakError: examples change each other's losses or gradients.
             LossShapeError: the loss is a sum where a mean was declared, or the reverse.
+            UncoveredParameterUseError: a leaf outside of the model got a gradient of its losses.
         """
         if self._trace is None:
             return ""
         self._trace.end()
+        constants = self._earlier.constants
+        constants.leaves.require_none()
+        self.have_changed = self.have_changed or constants.changes.have_changed
         program, outside = self._trace.program, self._trace.outside
         why = require_separate_program(program, *self._declared, self._numbers)
         if is_divided and self._declared[0] == "mean" and self._trace.changes_gradients:
             require_proportional_gradients(program)
         self._numbers.note(program)
         self.cuts |= cut_lengths(program)
-        self.has_read |= program.reads_values or outside.has_come or self._earlier.constants.are_made_anew
+        self.has_read |= program.reads_values or outside.has_come or constants.are_made_anew
         self.has_read |= self._trace.has_read
         self.has_read |= outside.is_readable and NumbersTaken(program, {}).are_free()
         self._is_told = not why
@@ -254,4 +263,5 @@ class LossPrograms:
             self._end.detach()  # it holds the trace, and so what the item was
             self._end = None
         self._is_own = self._is_told = self._is_compared = False
+        self._earlier.constants.leaves.end_item()
         self._settings.forget()

@@ -178,10 +178,10 @@ class LossTrace(LowMode):
     def _hand_on(self) -> None:
         """Take note of what the loop may carry into a later item."""
         earlier = self._earlier
-        earlier.constants.end_item()
         alive = {key: known for key, known in earlier.tensors.items() if known() is not None}
         made = {key: known for key, (known, slot) in self._known.items() if slot in self._live}
         earlier.tensors = {**alive, **made}
+        earlier.constants.end_item(earlier.holds)
         for call in self.program.calls:
             if call.taken is not None and not isinstance(call.taken, torch.Size):
                 earlier.numbers.update(number for number in numbers_in(call.taken) if not number.is_integer())
@@ -207,7 +207,7 @@ class LossTrace(LowMode):
                     program.entries[known] = path[length]
         for tensor in tensors:
             if self._slot(tensor) is None and not self._earlier.holds(tensor) and not self._is_of_item(tensor):
-                self.outside.meet(tensor)
+                self.outside.meet(tensor, is_input=True)
         for tensor in (*tensors, *(part for part in held if isinstance(part, Tensor))):
             if (slot := self._slot(tensor)) in self._live:
                 program.inputs.append(slot)

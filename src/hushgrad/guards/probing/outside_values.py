@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.guards.probing.constants import Constants, Origin
+from hushgrad.guards.probing.loop_line import line_of, loop_frame
 from hushgrad.guards.probing.loss_numbers import ARITHMETIC
 from hushgrad.guards.probing.loss_program import mapped, tensors_of
 from hushgrad.guards.probing.numbers_taken import numbers_in
@@ -93,15 +94,20 @@ class OutsideValues:
         if is_random or is_trained:
             self._note_numbers(name, given)
         roots: dict[int, weakref.ref[Tensor]] = {}
-        for tensor in tensors_of(given):
+        leaves: dict[int, weakref.ref[Tensor]] = {}
+        is_drawn_anew = name in RANDOM and name.endswith("_")  # what it held before is gone
+        for number, tensor in enumerate(tensors_of(given)):
             made = self._made_before(tensor)
             is_python = is_python or (made is not None and made.is_python)
             if made is not None:
                 roots.update(made.roots)
-            elif not tensor.requires_grad:
+                leaves.update(made.leaves)
+            elif not tensor.requires_grad and (number or not is_drawn_anew):
                 roots[id(tensor)] = weakref.ref(tensor)
+            elif tensor.requires_grad and tensor.is_leaf:
+                leaves[id(tensor)] = weakref.ref(tensor)
         for tensor in tensors_of(result):
-            self._made[id(tensor)] = _Quiet(weakref.ref(tensor), is_python, roots, is_random, is_trained)
+            self._made[id(tensor)] = _Quiet(weakref.ref(tensor), is_python, roots, leaves, is_random, is_trained)
         changed = next(tensors_of(given), None) if name == "__setitem__" else None
         if changed is not None and (made := self._made_before(changed)) is not None and made.is_random:
             self._made[id(changed)] = made._replace(is_random=None)
@@ -170,17 +176,37 @@ class OutsideValues:
             return Origin.PYTHON
         return Origin.UNKNOWN if made.roots else Origin.FIXED
 
-    def meet(self, tensor: Tensor) -> None:
+    def meet(self, tensor: Tensor, *, is_input: bool = False) -> None:
         """The program, or the model's inputs, hold a tensor that no call on the batch has made."""
+        made = self._made_before(tensor)
+        self._meet_leaves(tensor, made, is_input=is_input)
         if tensor.requires_grad:
             return
-        made = self._made_before(tensor)
         if made is None:
             self._constants.meet(tensor)
             return
         self.has_come = self.has_come or (made.is_python and self.is_readable)
         for root in made.roots.values():
             self._constants.meet(root())
+
+    def _meet_leaves(self, tensor: Tensor, made: _Quiet | None, *, is_input: bool) -> None:
+        """Meet the leaves that a tensor was made of, or itself.
+
+        What a generator makes of noise follows the model that it is trained through, as far as anybody can tell; and
+        the gradient that comes back to it from there is of no record.
+        """
+        if made is None:
+            leaves = [tensor] if tensor.requires_grad and tensor.is_leaf else []
+        else:
+            leaves = [leaf for ref in made.leaves.values() if (leaf := ref()) is not None]
+        is_generated = made is not None and made.is_random is True
+        takes_gradients = tensor.requires_grad and torch.is_grad_enabled() and not (is_generated and is_input)
+        frame = loop_frame() if leaves and takes_gradients else None
+        for leaf in leaves:
+            if not is_generated:
+                self._constants.changes.meet(leaf)
+            if takes_gradients:
+                self._constants.leaves.meet(leaf, self._size, "" if frame is None else line_of(frame))
 
     def _made_before(self, tensor: Tensor) -> _Quiet | None:
         made = self._made.get(id(tensor))
@@ -191,12 +217,14 @@ class _Quiet(NamedTuple):
     """What a call made of nothing of the batch.
 
     `roots`: the tensors that went in and that no call was seen to make, by `id`.
+    `leaves`: those among them that require gradients.
     `is_random`: whether its rows are drawn, None if they may follow their place as well.
     """
 
     tensor: weakref.ref[Tensor]
     is_python: bool
     roots: dict[int, weakref.ref[Tensor]]
+    leaves: dict[int, weakref.ref[Tensor]]
     is_random: bool | None = False
     is_trained: bool = False
 

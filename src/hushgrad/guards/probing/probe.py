@@ -174,7 +174,9 @@ class Probe:
         self._parameters = parameters
         self._loss_reduction = loss_reduction
         self._positions = Positions()
-        self._programs = LossPrograms(loss_reduction, expected_size, stream, public, self._positions, model)
+        self._programs = LossPrograms(
+            loss_reduction, expected_size, stream, public, self._positions, model, self._is_accumulating
+        )
         self._told = _Told(self._tell)
         self._scalar_loss = ScalarLoss(
             model, loss_reduction, self._is_accumulating, self._findings_told, self._programs
