@@ -123,8 +123,9 @@ class LossTrace(LowMode):
         self._has_taken = False
         self.has_read = False
         """Whether the loop read values in a way that leaves no number in the program."""
+        self._is_used_by_us = False  # whether this library's own code computes with what the loop computed
         self.has_unseen_loss = False
-        """Whether a loss came from what is not seen: code that torch runs outside of Python, say."""
+        """Whether a loss came from what nobody saw: code that torch runs outside of Python, say."""
         self.changes_gradients = False
         """Whether the loop hung a hook on what it computes of each example, or gave it to a function of its own."""
         self._weighted: list[Tensor] = []  # losses times the gradients that they were given
@@ -243,7 +244,7 @@ class LossTrace(LowMode):
         """
         slot = self._slot(self._times(loss, weight))
         if slot is None or slot not in self._live:
-            self.has_unseen_loss = True
+            self.has_unseen_loss = not self._is_used_by_us
             self.hide("the loss comes from what is not seen")
         elif all(end.slot != slot for end in self.program.ends):
             self.program.ends.append(End(slot, len(self.program.calls), is_rows))
@@ -271,7 +272,12 @@ class LossTrace(LowMode):
             self._note_recipe(func, args, kwargs, result)
             return result
         place, applied = _place()
-        if place is None or (applied is not None and self._write_applied(applied, place)):
+        if place is None:
+            result = func(*args, **kwargs)
+            is_ours = is_of_batch and any(tensor.grad_fn is not None for tensor in tensors_of(result))
+            self._is_used_by_us = self._is_used_by_us or is_ours
+            return result
+        if applied is not None and self._write_applied(applied, place):
             return func(*args, **kwargs)
         if name == "__iter__":
             return iter(self._seen(Tensor.unbind, types, args, {}))
