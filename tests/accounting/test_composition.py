@@ -16,6 +16,7 @@ from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.events.random_allocation import RandomAllocation
 from hushgrad.accounting.events.registry import _KINDS, is_own
+from hushgrad.accounting.selection import all_runs
 from hushgrad.errors import AccountingError, InvalidArgumentError
 from hushgrad.strategies.optimal_buffered import optimal_buffered
 
@@ -124,3 +125,13 @@ def test_a_kind_that_does_not_say_how_it_is_numbered_is_not_added_to_another_acc
 
     with pytest.raises(AccountingError, match="does not say how it is numbered"):
         of_accounts([[(OfPass(), 1)]])
+
+
+def test_many_runs_of_steps_that_have_no_number_are_no_longer_than_one() -> None:
+    """Only passes and blocks of different runs are different events."""
+    assert all_runs([(PoissonSampled(0.01, 1.0), 1000)], 10_000) == [(PoissonSampled(0.01, 1.0), 10_000_000)]
+    composition = [(PoissonSampled(0.01, 1.0), 1000), *((RandomAllocation(8, 2.0, index), 8) for index in (0, 1))]
+    found = all_runs(composition, 3)
+    assert found[0] == (PoissonSampled(0.01, 1.0), 3000)
+    assert [event.data_pass for event, _ in found[1:]] == [0, 1, 2, 3, 4, 5]
+    assert normal_form(found) == normal_form(of_accounts([composition] * 3))

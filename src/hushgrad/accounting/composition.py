@@ -144,10 +144,16 @@ def of_accounts(accounts: Iterable[Composition]) -> Composition:
     Raises `AccountingError` for a kind of event that does not say how it is numbered (`Event.later`).
     """
     found: list[tuple[Event, int]] = []
+    by = 0
     for account in accounts:
-        by = max(next_pass(found), next_block(found))
         found += [(event.later(by), count) for event, count in account]
+        by += max(next_pass(account), next_block(account))
     return found
+
+
+def is_numbered(event: Event) -> bool:
+    """Return whether an event belongs to a pass or to a block, of which an account may have several."""
+    return event.data_pass is not None or event.in_block is not None
 
 
 def costs_no_more(composition: Composition, plan: Composition) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from hushgrad.accounting.composition import Composition, normal_form, of_accounts
+from hushgrad.accounting.composition import Composition, is_numbered, normal_form, of_accounts
 from hushgrad.accounting.floating_point import usual_floating_point
 from hushgrad.accounting.rdp import without_warnings
 from hushgrad.arguments import open_unit_interval, positive_number, real_number, whole_number
@@ -31,7 +31,10 @@ LOGARITHMIC = 0.0
 
 def all_runs(composition: Composition, runs: int) -> Composition:
     """Return the composition of `runs` runs, each of which may be looked at and published."""
-    return of_accounts([composition] * whole_number("runs", runs, minimum=1))
+    number = whole_number("runs", runs, minimum=1)
+    numbered = [(event, count) for event, count in composition if is_numbered(event)]
+    others = [(event, count * number) for event, count in composition if not is_numbered(event)]
+    return [*others, *of_accounts([numbered] * number)]
 
 
 @usual_floating_point()
