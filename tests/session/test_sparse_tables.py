@@ -252,7 +252,7 @@ def largest_allocations(rows: int, steps: int) -> list[int]:
 def test_no_step_allocates_anything_of_the_size_of_the_table() -> None:
     """The first step is examined by the probe, which reads the table part by part, and copies none of it.
 
-    Guarantee: no operation takes memory or time by the number of rows of the table.
+    Guarantee: measuring and adding up take neither memory nor time by the number of rows of the table.
     """
     rows = 2_000_000
     largest = largest_allocations(rows, 6)

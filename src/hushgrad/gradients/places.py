@@ -15,37 +15,21 @@ from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution, Plan
 from hushgrad.gradients.groups import Groups
-from hushgrad.gradients.rows import Rows
+from hushgrad.gradients.rows import OfRows, Rows
 
 
 @dataclass(frozen=True, eq=False)
-class Places(Contribution):
+class Places(OfRows):
     """`rows` of a parameter of shape `shape`, whose dimensions `dims` are flattened into the rows."""
 
-    rows: Rows
     shape: tuple[int, ...]
     dims: tuple[int, ...]
-
-    @property
-    def batch_size(self) -> int:
-        """B, the number of examples."""
-        return self.rows.batch_size
-
-    @property
-    def operands(self) -> tuple[Tensor, ...]:
-        """Those of the rows."""
-        return self.rows.operands
 
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]`, and rows that were looked up more than once added up into one."""
         norms_B, rows = self.rows.measure(plan)
         assert isinstance(rows, Rows)
         return norms_B, Places(rows, self.shape, self.dims)
-
-    @property
-    def terms(self) -> int:
-        """Those of the rows."""
-        return self.rows.terms
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """Return Σ_i weights_B[i] · G_i in the parameter's shape."""

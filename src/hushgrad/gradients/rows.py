@@ -94,3 +94,25 @@ class Rows(Contribution):
             return Dense(gradients.new_zeros(len(ids), 0, gradients.shape[-1]))
         is_here = (ids >= first) & (ids < first + count)
         return Rows((ids - first).masked_fill(~is_here, 0), gradients.masked_fill(~is_here.unsqueeze(-1), 0), count)
+
+
+@dataclass(frozen=True, eq=False)
+class OfRows(Contribution):
+    """What is made of `rows`: its examples, operands and terms are theirs."""
+
+    rows: Rows
+
+    @property
+    def batch_size(self) -> int:
+        """B, the number of examples."""
+        return self.rows.batch_size
+
+    @property
+    def operands(self) -> tuple[Tensor, ...]:
+        """Those of the rows."""
+        return self.rows.operands
+
+    @property
+    def terms(self) -> int:
+        """Those of the rows."""
+        return self.rows.terms

@@ -10,34 +10,22 @@ from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution, Plan
 from hushgrad.gradients.rounding import squared_norms
-from hushgrad.gradients.rows import Rows
+from hushgrad.gradients.rows import OfRows, Rows
 
 
 @dataclass(frozen=True, eq=False)
-class TouchedRows(Contribution):
+class TouchedRows(OfRows):
     """The gradients of `rows`, whose sum is sparse: `[num_rows, d]` in torch's COO layout, of touched rows alone.
 
     An example touches a row where its gradient is not 0. Each row of an example stands in one place of `rows`.
 
-    Guarantee: no operation takes memory or time by the number of rows of the table.
+    Guarantee: measuring and adding up take neither memory nor time by the number of rows of the table.
     """
-
-    rows: Rows
 
     @classmethod
     def of(cls, rows: Rows) -> TouchedRows:
         """Return the same gradients, those of a row that an example looked up more than once added up."""
         return cls(rows.once())
-
-    @property
-    def batch_size(self) -> int:
-        """B, the number of examples."""
-        return self.rows.batch_size
-
-    @property
-    def operands(self) -> tuple[Tensor, ...]:
-        """Those of the rows."""
-        return self.rows.operands
 
     @property
     def touched(self) -> Tensor:
@@ -47,11 +35,6 @@ class TouchedRows(Contribution):
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]`, over all rows, and the same contribution."""
         return squared_norms(self.rows.gradients.reshape(self.batch_size, -1)), self
-
-    @property
-    def terms(self) -> int:
-        """Those of the rows."""
-        return self.rows.terms
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """Return Σ_i weights_B[i] · G_i, `[num_rows, d]`, sparse and coalesced."""

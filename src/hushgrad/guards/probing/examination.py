@@ -18,10 +18,11 @@ from hushgrad.guards.probing.base_run import Left, base_run, other_outputs
 from hushgrad.guards.probing.calls import Outcome, Runner, are_close, sums_of
 from hushgrad.guards.probing.deterministic_mode import QUANTILES
 from hushgrad.guards.probing.finite import spoiled_rows
-from hushgrad.guards.probing.gradient_probe import LARGE, GradientProbe
+from hushgrad.guards.probing.gradient_probe import GradientProbe
 from hushgrad.guards.probing.item_statistics import CURE, other_value, statistics_in
 from hushgrad.guards.probing.laws import follows_batch, what_follows
 from hushgrad.guards.probing.loss_probe import Runs
+from hushgrad.guards.probing.loss_sizes import LARGE
 from hushgrad.guards.probing.padding_probe import PaddingProbe
 from hushgrad.guards.probing.place import called, cure, first_place
 from hushgrad.guards.probing.probed import Probed

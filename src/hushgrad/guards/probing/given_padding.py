@@ -15,13 +15,10 @@ from torch import Tensor
 
 from hushgrad.guards.probing.loss_program import End, Made, Program
 from hushgrad.guards.probing.loss_replay import NotRunningError, Number, Replay, is_same, rounding
-from hushgrad.guards.probing.other_widths import OtherWidth, run_evenly, unchanged_owners
+from hushgrad.guards.probing.other_widths import OtherWidth, run_evenly, shortest_of, unchanged_owners
 from hushgrad.guards.probing.positions import Positions
 from hushgrad.guards.probing.program_rows import rows_at
 from hushgrad.guards.probing.widths import Drawn, OwnWidth
-
-MOST_ALONE = 2
-"""To the own widths of so many records batches are cut."""
 
 
 class GivenPadding:
@@ -82,8 +79,7 @@ class GivenPadding:
             return None
 
     def _compare(self, widths: Sequence[OwnWidth], sides: Sequence[bool]) -> Made | None:
-        shortest = sorted(widths, key=lambda width: min(own / length for length, own in width.lengths.items()))
-        alone = [] if self._is_reordered else shortest[:MOST_ALONE]
+        alone = [] if self._is_reordered else shortest_of(widths)
         for own, rows in [(None, widths), *((width, [width]) for width in alone)]:
             found = [self._differing(own, rows, left) for left in sides]
             if all(call is not None for call in found):

@@ -17,7 +17,7 @@ from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError
 from hushgrad.gradients.ordinary import kept_gradients, may_run_backwards, ordinary_gradients
 from hushgrad.guards.probing.calls import Outcome, Runner
-from hushgrad.guards.probing.loss_sizes import by_their_size
+from hushgrad.guards.probing.loss_sizes import LARGE, by_their_size
 from hushgrad.guards.probing.probed import Probed
 from hushgrad.guards.probing.rows import Batch
 from hushgrad.guards.probing.sparse_lookups import SparseLookups
@@ -27,10 +27,6 @@ from hushgrad.guards.probing.trees import Path, tensors_at
 LOOSENESS = {torch.float64: 1e-6, torch.float32: 1e-2}
 LOW_LOOSENESS = 0.2
 """How far ‖captured − alone‖ / ‖alone‖ may be from 0; below float32 rounding is large."""
-
-LARGE = 1e4
-"""By how much gradients of the others are larger, so that a part of theirs shows as small; and those of all, for hooks
-that change large ones only."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +280,8 @@ def _weights_alone(alone: Tensor, axis: int, place: int) -> Tensor:
 
 def _scales(output: Tensor, size: int, place: int) -> Tensor:
     """Return by what each example's weights are multiplied `[B]`: 1 of the one that is compared, LARGE of the others.
+
+    So a part of theirs shows as small as it may be.
 
     16 bits hold no numbers so far apart: what others do to small ones would be lost, or theirs too large.
     """

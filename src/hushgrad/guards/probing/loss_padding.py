@@ -14,13 +14,13 @@ from dataclasses import replace
 from functools import partial
 
 from hushgrad.errors import CrossSampleLeakError
-from hushgrad.guards.probing.given_padding import MOST_ALONE, GivenPadding, given_differs
+from hushgrad.guards.probing.given_padding import GivenPadding, given_differs
 from hushgrad.guards.probing.loop_numbers import Line, LoopNumbers, line_of
 from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_program import Made, Program
 from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, differing, replayed
 from hushgrad.guards.probing.narrowing import cut_like
-from hushgrad.guards.probing.other_widths import OtherWidth, run_evenly, unchanged_owners
+from hushgrad.guards.probing.other_widths import OtherWidth, run_evenly, shortest_of, unchanged_owners
 from hushgrad.guards.probing.positions import Positions
 from hushgrad.guards.probing.widths import Drawn, OwnWidth
 
@@ -152,8 +152,7 @@ class LossPadding:
         self, program: Program, widths: Sequence[OwnWidth], left: bool, padded: Sequence[OwnWidth]
     ) -> None:
         """Refuse losses that change when the batch is cut to a record's own width: a maximum may be of padding."""
-        shortest = sorted(padded, key=lambda width: min(own / length for length, own in width.lengths.items()))
-        for width in shortest[:MOST_ALONE]:
+        for width in shortest_of(padded):
             # A shift leaves a record that is padded on the left one target more, beside a longer one.
             shifted = replace(width, lengths={n: min(n, own + 1) for n, own in width.lengths.items()}, alone={})
             if all(self._differ_alone(program, widths, left, own) for own in ([width, shifted] if left else [width])):

@@ -21,6 +21,9 @@ from hushgrad.guards.probing.widths import OwnWidth
 FURTHER = 3
 """By so many positions batches are padded further."""
 
+MOST_ALONE = 2
+"""To the own widths of so many records batches are cut."""
+
 LEAST = 5
 """A whole number below this, of a call that is no arithmetic, is an axis or an index, and not a length."""
 
@@ -222,6 +225,11 @@ class OtherWidth:
             if number and length - number in own:
                 return max(0, number + self._other(length) - length)
         return number
+
+
+def shortest_of(widths: Sequence[OwnWidth]) -> Sequence[OwnWidth]:
+    """Return the records to whose own widths batches are cut: those with the most padding."""
+    return sorted(widths, key=lambda width: min(own / length for length, own in width.lengths.items()))[:MOST_ALONE]
 
 
 def run_evenly(program: Program, sources: Mapping[int, Tensor], number: Number = lambda value, call: value) -> Replay:

@@ -308,14 +308,7 @@ class ReplicaSession:
                 if parameter.requires_grad and parameter.grad is not None:
                     found[name] = _read(parameter.grad)
 
-        handle = self.optimizer.register_step_pre_hook(read)
-        if isinstance(item, WholeUsers):
-            self.owners[:], item = item.owners, item.item
-        try:
-            self.session.backward(self._losses(item))
-            self.optimizer.step()
-        finally:
-            handle.remove()
+        self._step(item, read)
         return in_units_of_noise(found, self.session.mechanism, self.session.written)
 
     def chosen(self, item: Any) -> dict[str, Tensor]:
@@ -327,6 +320,11 @@ class ReplicaSession:
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     found[name] = parameter.grad.indices().squeeze(0).cpu()
 
+        self._step(item, read)
+        return found
+
+    def _step(self, item: Any, read: Callable[..., None]) -> None:
+        """Take one step on an item, and `read` what it releases, before the optimizer uses it."""
         handle = self.optimizer.register_step_pre_hook(read)
         if isinstance(item, WholeUsers):
             self.owners[:], item = item.owners, item.item
@@ -335,7 +333,6 @@ class ReplicaSession:
             self.optimizer.step()
         finally:
             handle.remove()
-        return found
 
     def _losses(self, item: Any) -> Tensor:
         if item is None:
