@@ -29,7 +29,7 @@ from hushgrad import (
     privatize,
 )
 from hushgrad.accounting import PoissonSampled, read_ledger
-from hushgrad.errors import ContractChangedError, InvalidArgumentError, UnsupportedModelError
+from hushgrad.errors import ContractChangedError, InvalidArgumentError, UnsupportedModelError, UnsupportedOptimizerError
 from hushgrad.gradients.contribution import Plan
 from hushgrad.gradients.oracle import clipped_sum_of, one_at_a_time
 from hushgrad.parallel.world import World
@@ -270,6 +270,21 @@ def test_counts_of_a_batch_that_is_dropped_are_dropped() -> None:
     session.backward(torch.zeros(0))
     optimizer.step()
     assert updates[0]["users.weight"].indices().shape[1] == 0
+    session.close()
+
+
+@pytest.mark.parametrize("option", ["momentum", "weight_decay"])
+def test_an_option_that_is_set_later_is_refused_before_anything_is_released(option: str) -> None:
+    model = Clicks()
+    session, optimizer = private(model, sigma=1.0)
+    session.backward(losses(model, records(B)))
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.param_groups[0][option] = 0.1
+    with pytest.raises(UnsupportedOptimizerError, match=f"{option} of SGD"):
+        session.backward(losses(model, records(B)))
+        optimizer.step()
+    assert session.steps == 1
     session.close()
 
 

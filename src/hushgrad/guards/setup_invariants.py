@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from hushgrad.accounting.conditions import CHANGED_IN_ITEM, Condition
 from hushgrad.errors import ContractChangedError, StrayGradientError, UnsupportedOptimizerError
 from hushgrad.guards.compatibility import require_separate_examples
+from hushgrad.guards.sparse_tables import update_problems
 from hushgrad.joined_optimizer import with_parts
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.torch_internals import has_gradient_hooks, modules_of, own_parameters, version, versions_of
@@ -33,10 +34,18 @@ SIZES = 3
 class SetupInvariants:
     """The model's parameters, the optimizer's groups and the layers' modes, as they were at set-up."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, trainable: dict[str, nn.Parameter]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        trainable: dict[str, nn.Parameter],
+        tables: Sequence[str] = (),
+    ) -> None:
+        """Begin at set-up; of the `tables` among what is trained some rows alone are updated."""
         self._model = model
         self._optimizer = optimizer
         self._trainable = {id(parameter): name for name, parameter in trainable.items()}
+        self._tables = {name: trainable[name] for name in tables}
         self._held = [*trainable.values(), *_updated(optimizer)]  # while they live no other tensor can have their ids
         self._updated = [id(tensor) for tensor in _updated(optimizer)]
         self._values: list[dict[str, Any]] | None = None
@@ -65,7 +74,7 @@ class SetupInvariants:
         Raises:
             ContractChangedError: as `require_same_parameters`; or a parameter got a gradient hook.
             CrossSampleLeakError, PrivateBufferError: a normalization layer is in a mode that set-up would have refused.
-            UnsupportedOptimizerError: a GradScaler drives the optimizer.
+            UnsupportedOptimizerError: a GradScaler drives the optimizer, or an option of it moves all rows of a table.
             StrayGradientError: something wrote a gradient that was not clipped and noised.
         """
         modules = modules_of(self._model)
@@ -79,6 +88,8 @@ class SetupInvariants:
                 cure="Call loss.backward() and optimizer.step() yourself, with bfloat16 autocast, or with float16 and "
                 "PrivacyEngine(loss_scale=2.0**10), a constant that no overflow changes",
             )
+        for problem in update_problems(self._optimizer, self._tables) if self._tables else ():
+            raise problem
         if [True for parameter in parameters if parameter.grad is not None or has_gradient_hooks(parameter)]:
             self._refuse_gradients()
 

@@ -50,7 +50,7 @@ def sparse_table_problems(model: nn.Module, rule: SparseRows, optimizer: Optimiz
             cure="Train one more parameter, such as a bias of the prediction",
         )
     if optimizer is not None:
-        yield from _problems_of_optimizer(optimizer, tables)
+        yield from update_problems(optimizer, tables)
 
 
 def _problems_of_tables(model: nn.Module, tables: Mapping[str, nn.Parameter]) -> Iterator[HushgradError]:
@@ -75,7 +75,8 @@ def _problems_of_tables(model: nn.Module, tables: Mapping[str, nn.Parameter]) ->
             )
 
 
-def _problems_of_optimizer(optimizer: Optimizer, tables: Mapping[str, nn.Parameter]) -> Iterator[HushgradError]:
+def update_problems(optimizer: Optimizer, tables: Mapping[str, nn.Parameter]) -> Iterator[HushgradError]:
+    """Yield under which of its present options an optimizer would not touch the chosen rows of `tables` alone."""
     name_of = {id(table): name for name, table in tables.items()}
     for part in parts_of(optimizer):
         for group in part.param_groups:

@@ -145,7 +145,7 @@ def set_up(
                 scope=scope,
                 public=public,
                 probe=probe,
-                frozen=SetupInvariants(inner, optimizer, parameters),
+                frozen=SetupInvariants(inner, optimizer, parameters, tables),
                 left_alone=LeftAlone(parameters),
                 marks=GradientMarks(inner, dense),
                 update=update,
