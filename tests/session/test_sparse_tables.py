@@ -280,10 +280,12 @@ def test_an_option_that_is_set_later_is_refused_before_anything_is_released(opti
     session.backward(losses(model, records(B)))
     optimizer.step()
     optimizer.zero_grad()
+    session.backward(losses(model, records(B)))
     optimizer.param_groups[0][option] = 0.1
     with pytest.raises(UnsupportedOptimizerError, match=f"{option} of SGD"):
-        session.backward(losses(model, records(B)))
         optimizer.step()
+    with pytest.raises(UnsupportedOptimizerError, match=f"{option} of SGD"):
+        session.backward(losses(model, records(B)))
     assert session.steps == 1
     session.close()
 
