@@ -17,6 +17,7 @@ from hushgrad.gradients.accumulation import AsTheyCome, InFloat64
 from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.contribution import Contribution
 from hushgrad.gradients.dense import Dense
+from hushgrad.gradients.narrow import Narrow
 from hushgrad.gradients.outer import OuterProducts
 from hushgrad.gradients.rows import Rows
 from hushgrad.gradients.stacking import AlikeDense, AlikeProducts
@@ -30,20 +31,27 @@ def outer(batch: int, positions: int, seed: int = 0) -> OuterProducts:
     return OuterProducts(make(batch, positions, 3), make(batch, positions, 2))
 
 
-def cancelling(batch: int, positions: int) -> OuterProducts:
-    """Return outer products whose terms cancel to a ten-thousandth."""
+def cancelling(batch: int, positions: int, rest: float = 1e-4) -> OuterProducts:
+    """Return outer products whose terms cancel to a small rest."""
     part = outer(batch, positions)
     signs = torch.ones(positions)
     signs[1::2] = -1
     left = part.left[:, :1].repeat(1, positions, 1) * signs.view(1, -1, 1)
-    left[:, 0] *= 1 + 1e-4 * positions
+    left[:, 0] *= 1 + rest * positions
     return OuterProducts(left, part.right[:, :1].repeat(1, positions, 1))
+
+
+def narrow(part: OuterProducts) -> Narrow:
+    """Return the same held in 16 bits, to which its operands are rounded."""
+    return Narrow(OuterProducts(part.left.bfloat16(), part.right.bfloat16()))
 
 
 PARTS: dict[str, Callable[[], Contribution]] = {
     "one position": lambda: outer(9, 1),
     "positions": lambda: outer(9, 7),
     "terms that cancel": lambda: cancelling(6, 8),
+    "16 bits": lambda: narrow(outer(9, 7)),
+    "16 bits, terms that cancel": lambda: narrow(cancelling(6, 8, 1 / 64)),
     "kept": lambda: Dense(torch.randn(20, 4, generator=torch.Generator().manual_seed(1))),
     "rows": lambda: Rows(torch.arange(12).view(6, 2) % 5, torch.randn(6, 2, 3), 5),
 }
@@ -51,6 +59,7 @@ PARTS: dict[str, Callable[[], Contribution]] = {
 
 def exactly(part: Contribution, weights_B: Tensor) -> list[Fraction]:
     """Return Σ w_i G_i of the operands as they are, by fractions."""
+    part = part.wide
     if isinstance(part, OuterProducts):
         _, positions, p = part.left.shape
         total = [[Fraction(0)] * part.right.shape[2] for _ in range(p)]
@@ -95,6 +104,17 @@ def test_the_error_grows_with_terms_that_cancel_and_with_every_batch() -> None:
 
     assert error(cancelling(6, 8)) > 100 * error(outer(6, 8))
     assert error(outer(6, 8), 10) > 10 * error(outer(6, 8))
+
+
+def test_the_error_is_the_same_of_operands_that_are_held_in_16_bits() -> None:
+    for part in (outer(9, 7), cancelling(6, 8, 1 / 64)):
+        held, errors = narrow(part), []
+        for some in (held, held.wide):
+            how, weights_B = InFloat64(), torch.ones(some.batch_size)
+            how.note([how.term_squares(some)], torch.ones(1, some.batch_size), weights_B.unsqueeze(0))
+            how.sum(some, weights_B)
+            errors.append(how.error)
+        assert errors[0] == errors[1]
 
 
 def test_a_stack_is_summed_in_float64() -> None:

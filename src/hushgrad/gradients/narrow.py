@@ -48,6 +48,15 @@ class Narrow(Contribution):
         """Those that are held."""
         return self.held.operands
 
+    @property
+    def terms(self) -> int:
+        """Those of what is held."""
+        return self.held.terms
+
+    def term_squares(self) -> Tensor | None:
+        """Return those of the wide operands, `[B]`."""
+        return self.wide.term_squares()
+
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]`, and gradients where they were formed and may be kept."""
         wide = self.wide
