@@ -266,3 +266,14 @@ def test_a_collate_function_that_fails_on_some_records_alone_is_refused_by_a_typ
 
     with pytest.raises(BatchStructureError, match="fails on some of its records alone"):
         require_separate_rows(CollateRuns(of_many), records())
+
+
+@pytest.mark.parametrize("labels", [(0, 0), (0, 2), (2, 1)])
+@pytest.mark.parametrize("lengths", [(1, 2), (1, 8), (5, 1)])
+def test_two_records_end_to_end_are_told_apart_where_one_of_them_has_a_single_row(
+    lengths: tuple[int, int], labels: tuple[int, int]
+) -> None:
+    two = [(torch.arange(1, length + 1), label) for length, label in zip(lengths, labels, strict=True)]
+    require_separate_rows(CollateRuns(end_to_end), two)
+    with pytest.raises(CrossSampleLeakError, match="mixes examples"):
+        require_separate_rows(CollateRuns(end_to_end_and_shifted), two)

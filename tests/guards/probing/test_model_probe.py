@@ -241,6 +241,40 @@ def test_values_out_of_a_models_range_are_not_put_in() -> None:
     assert probe.skipped
 
 
+class Columns(nn.Module):
+    """Looks each column of ids up in a table of its own; may keep the first one."""
+
+    def __init__(self, keeps: bool) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList([nn.Embedding(count, 4) for count in (3, 7, 20)])
+        self.keeps, self.last = keeps, 0
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if self.keeps:
+            self.last = int(ids[0, -1])
+        return sum(table(ids[:, i]) for i, table in enumerate(self.tables))
+
+
+def test_a_lone_row_of_ids_of_different_tables_is_examined() -> None:
+    for keeps in (False, True):
+        model = Columns(keeps)
+        parameters = dict(model.named_parameters())
+        scope = Scope(model, UsePool())
+        scope.paused = True
+        ids = torch.tensor([[2, 5, 19]])
+        call = Call.begun(model, model, (ids,), {})
+        call.returned(model(ids), False, lambda: True)
+        scope.paused = False
+        try:
+            if keeps:
+                with pytest.raises(PrivateBufferError, match="last"):
+                    examine(Probed(model, scope, parameters, "mean"), call, 1)
+            else:
+                examine(Probed(model, scope, parameters, "mean"), call, 1)
+        finally:
+            scope.detach()
+
+
 def test_a_nan_example_that_only_meets_zeros_of_others_is_still_a_leak() -> None:
     with pytest.raises(CrossSampleLeakError, match="were NaN"):
         probed(leaky_models.at_the_end(lambda h: h + 0 * h.sum(0))(), features())

@@ -78,13 +78,16 @@ def require_separate_rows(runs: CollateRuns, records: Sequence[Any]) -> Form | N
     if len(finite) == 1:
         return None
     records = finite or records
+    refusal: _AmbiguousError | None = None
     try:
-        for count in range(len(records), 2, -1):
+        # Two sets of rows may be as many by chance: not beside fewer others, or not if the second takes the first's place.
+        for some in (*(records[:count] for count in range(len(records), 1, -1)), records[1::-1]):
             try:
-                return _form(runs, records[:count])
-            except _AmbiguousError:  # two sets of rows that are as many by chance
-                continue
-        return _form(runs, records[:2])
+                return _form(runs, some)
+            except _AmbiguousError as error:
+                refusal = error
+        assert refusal is not None
+        raise CrossSampleLeakError(refusal.what, where=refusal.where, cure=refusal.cure) from None
     except (HushgradError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -129,7 +132,8 @@ def _form(runs: CollateRuns, records: Sequence[Any]) -> Form:
             cure="Return a row for each record: leave unusable ones out of the dataset (torch.utils.data.Subset), or "
             "give them a row of zeros and a loss of 0",
         )
-    if size > 2 and any(is_ambiguous(runs.run(part).batch, len(part), lists) for part in (records, exchanged, fewer)):
+    batches = [(runs.run(part).batch, len(part)) for part in (records, exchanged, fewer)]
+    if _fits_by_chance(batches, lists) or any(is_ambiguous(made, count, lists) for made, count in batches):
         raise _AmbiguousError(refusal.what, where=refusal.where, cure=refusal.cure) from refusal
     raise refusal
 
@@ -155,6 +159,18 @@ def is_ambiguous(batch: Any, size: int, lists: Collection[Path]) -> bool:
     tensors = [(path, part) for path, part in tensors_at(batch) if part.ndim and not _is_in(path, lists)]
     kinds = [kind for _, kind in mark_candidates(tensors, size)]
     return not layout_of(tensors, size).counts and sum(kind is not Role.STARTS for kind in kinds) > 1
+
+
+def _fits_by_chance(batches: Sequence[tuple[Any, int]], lists: Collection[Path]) -> bool:
+    """Return whether a part of which rows lie end to end has as many rows as there are records in another batch."""
+    roles = [
+        layout_of(
+            [(path, part) for path, part in tensors_at(made) if part.ndim and not _is_in(path, lists)], size
+        ).roles
+        for made, size in batches
+    ]
+    at_paths = [{found.get(path) for found in roles} for path in set().union(*roles)]
+    return any(Role.FIRST in found and not found.isdisjoint((Role.FLAT, Role.LOST)) for found in at_paths)
 
 
 def is_finite(record: Any) -> bool:

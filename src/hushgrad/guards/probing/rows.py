@@ -63,6 +63,15 @@ class Batch:
 
         return self._altered(chosen, change)
 
+    def halved(self, chosen: Sequence[int]) -> Any:
+        """Return the batch with the whole numbers of some examples halved: ids of whatever table they are stay ids."""
+
+        def change(neighbours: Tensor) -> Tensor:
+            is_id = not neighbours.is_floating_point() and not neighbours.is_complex() and neighbours.dtype != torch.bool
+            return neighbours.div(2, rounding_mode="trunc") if is_id else neighbours
+
+        return self._altered(chosen, change)
+
     def poisoned(self, chosen: Sequence[int], *, in_order: bool = False) -> Any:
         """Return the batch with some examples made of NaN wherever they are floating, and of one other's ids elsewhere.
 
