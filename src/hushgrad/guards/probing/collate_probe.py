@@ -80,7 +80,7 @@ def require_separate_rows(runs: CollateRuns, records: Sequence[Any]) -> Form | N
     records = finite or records
     refusal: _AmbiguousError | None = None
     try:
-        # Two sets of rows may be as many by chance: not beside fewer others, or not if the second takes the first's place.
+        # Two sets of rows may be as many by chance, but not beside fewer others, or with the first two exchanged.
         for some in (*(records[:count] for count in range(len(records), 1, -1)), records[1::-1]):
             try:
                 return _form(runs, some)

@@ -67,8 +67,9 @@ class Batch:
         """Return the batch with the whole numbers of some examples halved: ids of whatever table they are stay ids."""
 
         def change(neighbours: Tensor) -> Tensor:
-            is_id = not neighbours.is_floating_point() and not neighbours.is_complex() and neighbours.dtype != torch.bool
-            return neighbours.div(2, rounding_mode="trunc") if is_id else neighbours
+            if neighbours.is_floating_point() or neighbours.is_complex() or neighbours.dtype == torch.bool:
+                return neighbours
+            return neighbours.div(2, rounding_mode="trunc")
 
         return self._altered(chosen, change)
 
