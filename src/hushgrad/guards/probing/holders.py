@@ -18,6 +18,9 @@ from hushgrad.guards.probing.user_code import Namespace
 
 _EMPTY = object()
 
+KEEPING = frozenset({int, float, bool, str, bytes, tuple, list, dict, set, frozenset, type(None)})
+"""Types of which every object keeps something, and is no code."""
+
 
 class Variables:
     """What a function keeps beside its code: the variables of the function around it, and default arguments."""
@@ -215,8 +218,11 @@ def content_of(holder: Any) -> Any:
 
 def is_code(name: str, value: Any) -> bool:
     """Whether an entry of a class says what it does, and not what it keeps."""
+    if type(value) in KEEPING:
+        return name.startswith("__")
     return (
         name.startswith("__")
+        or type(value) is FunctionType  # most are
         or isinstance(value, (type, staticmethod, classmethod))
         or inspect.isroutine(value)
         or inspect.isdatadescriptor(value)
@@ -238,6 +244,8 @@ def is_same(holder: Any, content: Any) -> bool:
             holder = content_of(holder)
     if len(holder) != len(content):
         return False
+    if not content:
+        return True
     if isinstance(content, dict) and not all(map(operator.is_, holder.values(), content.values())):
         return False
     return all(map(operator.is_, holder, content))

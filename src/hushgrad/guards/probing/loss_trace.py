@@ -261,11 +261,15 @@ class LossTrace(LowMode):
 
     def _seen(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", "")
+        if name in SILENT or not self.is_in_its_thread:
+            return func(*args, **kwargs)
+        if name == "__get__" and self._is_unknown(args[0]):
+            result = func(*args, **kwargs)
+            if not isinstance(result, Tensor):  # most calls are such: a flag or a shape of a parameter
+                return result
         is_change = changes_in_place(func) or name == "__setitem__" or "out" in kwargs
         is_of_batch = self._takes_batch(args, kwargs)
         is_wanted = is_of_batch or (is_change and self._knows(args))
-        if name in SILENT or not self.is_in_its_thread:
-            return func(*args, **kwargs)
         if not is_wanted:
             result = func(*args, **kwargs)
             self.outside.note(name, (args, kwargs), result, is_python=self._has_free_numbers(name, args, kwargs))
@@ -396,6 +400,10 @@ class LossTrace(LowMode):
     def _knows(self, args: Any) -> bool:
         """Whether what is changed in place is a tensor of the program's, if of none of the item's values."""
         return bool(args) and isinstance(args[0], Tensor) and self._slot(args[0]) is not None
+
+    def _is_unknown(self, tensor: Any) -> bool:
+        """Whether a tensor can be none of the program's, nor hold what the item holds as an array or a list."""
+        return id(tensor) not in self._known and not self._applied and not self.outside.is_readable
 
     def _takes_batch(self, args: Any, kwargs: Any) -> bool:
         return any(self._slot(tensor) in self._live or self._is_of_item(tensor) for tensor in tensors_of(args, kwargs))

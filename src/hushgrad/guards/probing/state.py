@@ -8,7 +8,8 @@ it, whole: half of either is another model.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -30,6 +31,31 @@ Structure = dict[str, list[int]]
 """How many parts, parameters and hooks of each kind every module has, by its name."""
 
 
+class _Contents:
+    """What holders held. Most dictionaries of a module's hooks are empty, and are asked all at once."""
+
+    def __init__(self, holders: Iterable[Any]) -> None:
+        self._empty: list[Any] = []
+        self._filled: list[tuple[Any, Any]] = []
+        for holder in holders:
+            if type(holder) in (dict, OrderedDict, set) and not holder:
+                self._empty.append(holder)
+            else:
+                self._filled.append((holder, content_of(holder)))
+
+    def are_same(self) -> bool:
+        """Return whether they hold the very objects that they held."""
+        return not any(self._empty) and all(is_same(holder, content) for holder, content in self._filled)
+
+    def restore(self) -> None:
+        """Give them back what they held."""
+        for holder, content in self._filled:
+            if not is_same(holder, content):
+                refill(holder, content)
+        for holder in self._empty if any(self._empty) else ():
+            holder.clear()
+
+
 class State:
     """A copy of what a model (a criterion, a collate function) keeps, to compare with and to go back to.
 
@@ -49,11 +75,9 @@ class State:
         cells, holders, _, self.unread = kept_by(root, aside)
         self._saved = {key: (value, saved_copy(value, is_buffer=is_buffer(key))) for key, value in cells}
         self._generators = [self._saved[key] for key, value in cells if isinstance(value, RANDOM)]
-        self._holders = [(holder, content_of(holder)) for holder in holders]
+        self._holders = _Contents(holders)
         swapped = places_of_swapped(model)
-        self._structure = [
-            (holder, content_of(holder)) for holder in structure_of(model.modules()) if id(holder) not in swapped
-        ]
+        self._structure = _Contents(holder for holder in structure_of(model.modules()) if id(holder) not in swapped)
         named = at_rest(model)
         self._uses = [(p, p.requires_grad, p.grad) for p in {id(p): p for _, p in named}.values()]
         self._prints = {name: fingerprint(p) for name, p in named} if parameters else {}
@@ -143,7 +167,7 @@ class State:
 
     def other_structure(self) -> Structure | None:
         """Return the structure as it is now; None where it is that of the copy."""
-        if all(is_same(holder, content) for holder, content in self._structure):
+        if self._structure.are_same():
             return None
         return {name: [len(holder) for holder in structure_of([part])] for name, part in self._model.named_modules()}
 
@@ -154,11 +178,10 @@ class State:
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back as it was."""
-        for holder, content in (*self._holders, *self._structure):
-            if not is_same(holder, content):
-                refill(holder, content)
+        self._holders.restore()
+        self._structure.restore()
         for original, copied in self._saved.values():
-            if not agree(original, copied):
+            if original is not copied and not agree(original, copied):
                 write(original, copied)
         for parameter, requires_grad, gradient in self._uses:
             if parameter.requires_grad != requires_grad:
