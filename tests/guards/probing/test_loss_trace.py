@@ -11,11 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from programs import OUTPUT, TARGETS, B, program, trace_of
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.guards.probing.loss_trace import LossTrace
+from hushgrad.losses import PerExampleLoss
 from hushgrad.torch_internals import top_mode
 
 
@@ -39,6 +40,15 @@ def test_calls_on_values_of_the_batch_are_written_down_in_order_and_others_are_n
     found = program(lambda o, y: (F.cross_entropy(o, y, reduction="none") * torch.ones(B).mul(2)).mean())
     assert names(found) == ["cross_entropy", "mul", "mean"]
     assert not found.hidden
+
+
+def test_what_a_wrapped_criterion_calls_is_named_by_the_line_of_the_loop_that_calls_it() -> None:
+    criterion = PerExampleLoss(nn.MSELoss(), loss_reduction="mean", batch_size=lambda: B)
+    found = program(lambda o, y: criterion(o, o.detach() * y[:, None]))
+    own = [call for call in found.calls if call.place.is_criterions]
+    assert {"mse_loss", "reshape", "mean"} <= {call.name for call in own}
+    assert {call.place[:2] for call in found.calls} == {("test_loss_trace.py", found.calls[0].place.line)}
+    assert str(next(call for call in own if call.name == "reshape")).startswith("reshape of the criterion (test_loss_t")
 
 
 def test_numbers_that_leave_torch_are_written_down() -> None:

@@ -11,9 +11,6 @@ from torch import Size
 from hushgrad.guards.probing.loss_program import Given, Made, Place, Program, mapped, slots_of
 from hushgrad.guards.probing.numbers_taken import is_free, is_made_of, is_one_of, made_of, numbers_in
 
-OF_CRITERIA = "losses.py"
-"""This library's own criterion asks for the size of each batch."""
-
 HARMLESS = {"isnan", "isfinite", "isinf"}
 """What is asked of a loss before it is trusted, and holds for any examples of use."""
 
@@ -173,12 +170,12 @@ class NumbersTaken:
         return self._program.calls[alone[0]] if len(alone) > 1 else None
 
     def holds_size(self) -> bool:
-        """Whether the loop asked a tensor for the number of examples."""
+        """Whether the loop asked a tensor for the number of examples; this library's own criteria all do."""
         size = self._program.size
         return any(
             number == size or (isinstance(number, Size) and size in number)
             for call, number in self._numbers.items()
-            if call < self._program.last and self._program.calls[call].place.file != OF_CRITERIA
+            if call < self._program.last and not self._program.calls[call].place.is_criterions
         )
 
     def _depending_on_outputs(self) -> set[int]:

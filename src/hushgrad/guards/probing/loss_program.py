@@ -22,11 +22,16 @@ class Slot(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The line of the loop that made a call: the name of its file, without its folder."""
+    """The line of the loop that made a call: the name of its file, without its folder.
+
+    `numbers` stand in the code there. `is_criterions`: the call is made by a criterion that this library wrapped, which
+    the loop calls in this line.
+    """
 
     file: str
     line: int
     numbers: tuple[Any, ...] = ()
+    is_criterions: bool = False
 
     def __str__(self) -> str:
         return f"{self.file}, line {self.line}"
@@ -61,7 +66,7 @@ class Made:
         return str(name).strip("_")
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.place})"
+        return f"{self.name} {'of the criterion ' if self.place.is_criterions else ''}({self.place})"
 
 
 class Source(NamedTuple):

@@ -555,7 +555,10 @@ def _is_autocast(device: str) -> bool:
 
 def _place_of(frame: FrameType) -> Place:
     constants = tuple(part for part in frame.f_code.co_consts if type(part) in (int, float))
-    return Place(PurePath(frame.f_code.co_filename).name, frame.f_lineno, constants)
+    is_criterions, line = frame.f_code.co_filename == CRITERIA, frame
+    while is_criterions and line.f_back is not None and line.f_code.co_filename.startswith((LIBRARY, TORCH)):
+        line = line.f_back
+    return Place(PurePath(line.f_code.co_filename).name, line.f_lineno, constants, is_criterions)
 
 
 def _place() -> tuple[Place | None, FrameType | None]:
