@@ -89,3 +89,15 @@ def test_a_list_that_is_copied_by_one_call_for_each_tensor_keeps_each_of_them_on
         memo[number] = copied
         values.note("__deepcopy__", ((one, memo), {}), copied)
     assert max(len(made.roots) for made in values._made.values()) <= 2 * 200
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_which_may_have_no_shape_holds_no_rows_that_are_compared(layout: torch.layout) -> None:
+    rows = [torch.ones(2), torch.ones(3)]
+    nested = torch.nested.nested_tensor(rows, layout=layout)
+    outside = OutsideValues([np.ones((2, 3))], Constants(), 2)
+    outside.note("nested_tensor", (rows, {}), nested)
+    assert outside.path_in_item(nested) is None
+    assert not outside.has_own_rows(nested)
+    assert not outside.rows_of_numbers([nested])

@@ -138,7 +138,9 @@ class OutsideValues:
         """Return whether a tensor has a row for each example, and not the same for all."""
         if type(tensor) not in (Tensor, nn.Parameter):  # to look at a sharded one sends messages
             return False
-        if not tensor.ndim or tensor.shape[0] != self._size or tensor.is_sparse or tensor.is_nested or tensor.is_meta:
+        if tensor.is_nested or tensor.is_sparse or tensor.is_meta:  # nested ones may have no shape
+            return False
+        if not tensor.ndim or tensor.shape[0] != self._size:
             return False
         if tensor.layout is torch.strided and not tensor.untyped_storage().nbytes():
             return False  # its memory was given back, as FSDP does between two uses
@@ -158,7 +160,7 @@ class OutsideValues:
         return [
             tensor[:1].clone()
             for tensor in made
-            if tensor.ndim and tensor.shape[0] == self._size and not self.has_own_rows(tensor)
+            if tensor.ndim and not tensor.is_nested and tensor.shape[0] == self._size and not self.has_own_rows(tensor)
         ]
 
     def origin(self, tensor: Tensor) -> Origin:
@@ -243,6 +245,8 @@ def _is_list_of_numbers(part: Any) -> bool:
 
 def _is_copy(tensor: Tensor, part: Any) -> bool:
     """Whether a tensor holds the values of an array or of nested lists, in whatever precision."""
+    if tensor.is_nested:  # some have no shape
+        return False
     is_array = isinstance(part, np.ndarray) and tensor.shape == part.shape and tensor.device.type == "cpu"
     if is_array and tensor.data_ptr() == part.ctypes.data:
         return True
