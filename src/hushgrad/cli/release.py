@@ -153,7 +153,6 @@ def accuracy(run: Path, data: Path, target: str, ledger: str | None, as_json: bo
     from hushgrad.errors import InvalidArgumentError
     from hushgrad.study.directory import RunDirectory
     from hushgrad.study.tasks.encoders import TableEncoder
-    from hushgrad.study.tasks.table import read_table
 
     trained = hushgrad.load(run)
     if not isinstance(trained.encoder, TableEncoder):
@@ -162,7 +161,7 @@ def accuracy(run: Path, data: Path, target: str, ledger: str | None, as_json: bo
             where="--data",
             cure="In Python: hushgrad.release(releases.Accuracy(hushgrad.load(RUN).model), data, ledger=...)",
         )
-    table = read_table(data)
+    table = trained.encoder.table(data)
     table.position(target)
     how["ledger"] = str(RunDirectory(run).ledger) if ledger is None else ledger
 

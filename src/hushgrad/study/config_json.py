@@ -12,6 +12,9 @@ from hushgrad.study.configuration import Privacy, RunConfig
 from hushgrad.study.settings import frozen
 from hushgrad.study.tasks import TaskOptions
 
+PATHS = ("data", "schema")
+"""Options that are paths."""
+
 
 def config_to_json(config: RunConfig) -> dict[str, Any]:
     """Return the settings as JSON values; `config_from_json` gives them back.
@@ -19,8 +22,9 @@ def config_to_json(config: RunConfig) -> dict[str, Any]:
     Guarantee: settings survive the way to JSON and back unchanged.
     """
     value = asdict(config)
-    data = config.options.data
-    value["options"]["data"] = None if data is None else str(data)
+    for name in PATHS:
+        path = getattr(config.options, name)
+        value["options"][name] = None if path is None else str(path)
     return value
 
 
@@ -28,7 +32,7 @@ def config_from_json(value: Mapping[str, Any]) -> RunConfig:
     """Return the settings that `config_to_json` wrote. Raises InvalidArgumentError for anything else."""
     try:
         options = {name: frozen(inner) for name, inner in value["options"].items()}
-        options["data"] = None if options["data"] is None else Path(options["data"])
+        options |= {name: Path(options[name]) for name in PATHS if options.get(name) is not None}
         privacy = value["privacy"]
         rest = {name: frozen(inner) for name, inner in value.items() if name not in ("options", "privacy")}
         return RunConfig(

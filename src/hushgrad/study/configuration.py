@@ -25,6 +25,7 @@ from hushgrad.strategies.optimal_banded import optimal_banded
 from hushgrad.study.models import ACTIVATIONS, MODELS
 from hushgrad.study.settings import Kind, check_settings, choice, fraction, number, setting, text, whole
 from hushgrad.study.tasks import TASKS, TaskOptions
+from hushgrad.study.tasks.people import People
 
 DEFAULT_DELTA = 1e-5
 
@@ -146,15 +147,19 @@ class Privacy:
         """Return the clip rule of a run whose batches have this expected size."""
         return rule_named(self.clipping, self.max_grad_norm, batch_size)
 
-    def scheme(self, batch_size: int, population: int) -> SamplingScheme:
-        """Return how the examples of a run are drawn, of which a pass has ⌈N / batch size⌉ steps."""
+    def scheme(self, batch_size: int, population: int, people: People | None = None) -> SamplingScheme:
+        """Return how the examples of a run are drawn, or its people: a pass has ⌈population / batch size⌉ steps."""
+        if people is not None:
+            return people.sampling(batch_size)
         if self.max_batch_size is not None:
             return TruncatedPoissonSampling(batch_size / population, population, self.max_batch_size)
         return scheme_named(self.sampling, batch_size, population, -(-population // batch_size))
 
-    def plan(self, batch_size: int, population: int, epochs: int, noise_multiplier: float) -> DPSGD:
+    def plan(
+        self, batch_size: int, population: int, epochs: int, noise_multiplier: float, people: People | None = None
+    ) -> DPSGD:
         """Return the mechanism of a run with so much noise; where noise is correlated, that of the fewest bands."""
-        sampling, steps = self.scheme(batch_size, population), -(-population // batch_size)
+        sampling, steps = self.scheme(batch_size, population, people), -(-population // batch_size)
         strategy = optimal_banded(2, 2) if self.noise in CHOSEN else INDEPENDENT
         return DPSGD(
             noise_multiplier=noise_multiplier,
@@ -221,7 +226,11 @@ class RunConfig:
     activation: str = field(default="tanh", metadata=setting(choice(ACTIVATIONS), "Between the model's layers."))
     privacy: Privacy | None
     batch_size: int = field(
-        metadata=setting(whole(1), "Expected size of a batch, drawn at random (--sampling).", key="expected_batch_size")
+        metadata=setting(
+            whole(1),
+            "Expected size of a batch, drawn at random (--sampling); with --person in people.",
+            key="expected_batch_size",
+        )
     )
     max_physical_batch_size: int | None = field(
         default=None,
@@ -265,6 +274,7 @@ class RunConfig:
                 f"together, got {own:g}",
                 cure="Lower vocabulary_epsilon or raise target_epsilon",
             )
+        _check_people(self)
         _check_device(self.device)
 
 
@@ -297,6 +307,26 @@ def suggested_run(task: str, *, privacy: Privacy | None, options: TaskOptions | 
 def max_grad_norm_for(task: str, target_epsilon: float | None) -> float:
     """Return the clipping norm that suits a task at a target ε (None: a run with a noise multiplier)."""
     return TASKS[one_of("task", task, tuple(TASKS))].recipe_at(target_epsilon).max_grad_norm
+
+
+def _check_people(config: RunConfig) -> None:
+    """Raise InvalidArgumentError for what does not go with whole people."""
+    privacy = config.privacy
+    if config.options.person is None or privacy is None:
+        return
+    if privacy.sampling != "poisson" or privacy.max_batch_size is not None or privacy.noise in CHOSEN:
+        raise InvalidArgumentError(
+            "people are drawn each by themselves, whole, in every step, with noise that is independent between steps",
+            where="person",
+            cure="Leave sampling, max_batch_size and correlated noise out",
+        )
+    most, rows = config.options.records_per_person or 1, config.max_physical_batch_size
+    if rows is not None and rows < most:
+        raise InvalidArgumentError(
+            f"must be at least records_per_person = {most}, since a person's rows are never parted, got {rows}",
+            where="max_physical_batch_size",
+            cure="Raise it, or lower records_per_person",
+        )
 
 
 def _check_device(name: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.printable import printable
+from hushgrad.study.config_json import PATHS
 from hushgrad.study.configuration import Privacy, RunConfig, max_grad_norm_for, suggested_run
 from hushgrad.study.directory import from_json
 from hushgrad.study.settings import frozen, parse, settings_of
@@ -144,9 +145,7 @@ def _flat(found: Mapping[str, Any], where: str) -> dict[str, Any]:
             )
     require_known(values, where)
     values = {name: frozen(value) for name, value in values.items()}
-    if isinstance(values.get("data"), str):
-        values["data"] = Path(values["data"])
-    return values
+    return {name: Path(value) if name in PATHS and isinstance(value, str) else value for name, value in values.items()}
 
 
 def _require_once(values: Values, more: Values, where: str) -> None:

@@ -94,7 +94,7 @@ def check_budget(config: RunConfig, task: Task) -> None:
     privacy = config.privacy
     if privacy is None or privacy.max_epsilon is None or privacy.noise_multiplier is None:
         return  # a target is checked against the budget where both are given
-    plan = privacy.plan(config.batch_size, len(task.train), config.epochs, privacy.noise_multiplier)
+    plan = privacy.plan(config.batch_size, task.population, config.epochs, privacy.noise_multiplier, task.people)
     planned = [*plan.composition()]
     if task.preparation is not None:
         planned.append((_asked(config, task, task.preparation).event, 1))

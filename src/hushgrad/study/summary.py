@@ -113,10 +113,12 @@ def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: 
         "expected_batch_size": spent.expected_batch_size if spent else config.batch_size,
         "description": task.description,
         "classes": task.class_names,
+        "schema_signed_by": task.signed_by,
         "vocabulary": vocabulary_kind(config),
         "vocabulary_noise_multiplier": prepared.noise_multiplier,
         "subgroups": subgroups(model, task, config.options.subgroup, config.device),
         "training_examples": len(task.train),
+        "training_people": None if task.people is None else task.people.count,
         "test_examples": len(task.test),
         "input_shape": task.input_shape,
         "encoding_digest": None

@@ -86,7 +86,8 @@ def _train(
     loader: DataLoader[tuple[Tensor, ...]] = DataLoader(
         task.train, batch_size=config.batch_size, shuffle=True, generator=torch.Generator().manual_seed(config.seed)
     )
-    planned_steps = config.epochs * len(loader)
+    steps_of_a_pass = len(loader) if config.privacy is None else -(-task.population // config.batch_size)
+    planned_steps = config.epochs * steps_of_a_pass
     average = ParameterAverage(model, config.average_decay) if config.average_decay else None
     trained = OverViews(model) if config.augmentations else model
     parts = LoopComponents(model, trained, optimizer, loader, _plain_criterion(config), _views(config), average)
@@ -94,7 +95,7 @@ def _train(
         return parts.released, run_loop(config, task, parts, None, planned_steps, callbacks)
     engine = PrivacyEngine(ledger=ledger)
     phase = None if task.vocabulary_buckets is None else TRAINING
-    parts.batches = _make_private(engine, config, config.privacy, trained, optimizer, loader, len(task.train), phase)
+    parts.batches = _make_private(engine, config, config.privacy, trained, optimizer, loader, task, phase)
     parts.criterion = engine.per_example(mean_over_views if config.augmentations else nn.CrossEntropyLoss())
     account = EpsilonCache(engine, config.privacy)
     try:
@@ -132,17 +133,18 @@ def _views(config: RunConfig) -> Callable[[Tensor], Tensor]:
 
 def check_against_data(config: RunConfig, task: Task) -> None:
     """Raise if the settings cannot hold for the size of the training set."""
-    count = len(task.train)
+    people = config.privacy is not None and task.people is not None
+    count, units = (task.population, "people") if people else (len(task.train), "training examples")
     if config.batch_size > count:
         raise DatasetError(
-            f"must be at most the {count} training examples, got {config.batch_size}",
+            f"must be at most the {count} {units}, got {config.batch_size}",
             where="batch_size",
             cure=f"Choose {count} or less",
         )
     if config.privacy is not None and config.privacy.delta >= 1 / count:
         raise InvalidArgumentError(
-            f"must be below 1/N = {1 / count:.3g} for {count} training examples, got {config.privacy.delta:g}: "
-            "publishing one whole example, chosen at random, would satisfy it",
+            f"must be below 1/N = {1 / count:.3g} for {count} {units}, got {config.privacy.delta:g}: "
+            f"publishing all of one, chosen at random, would satisfy it",
             where="delta",
             cure="Choose a smaller delta",
         )
@@ -155,7 +157,7 @@ def _make_private(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loader: DataLoader[tuple[Tensor, ...]],
-    count: int,
+    task: Task,
     phase: str | None,
 ) -> Iterable[tuple[Tensor, ...]]:
     """Make model and optimizer private in place and return the private loader."""
@@ -166,7 +168,7 @@ def _make_private(
         "max_grad_norm": privacy.max_grad_norm,
         "clipping": privacy.clipping,
         "noise": privacy.noise,
-        "sampling": privacy.scheme(config.batch_size, count),
+        "sampling": privacy.scheme(config.batch_size, task.population, task.people),
         "loss_reduction": config.loss_reduction,
         "max_physical_batch_size": config.max_physical_batch_size,
         "phase": phase,

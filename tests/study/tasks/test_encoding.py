@@ -8,12 +8,15 @@ from hypothesis import strategies as st
 from hushgrad.errors import TaskDataError
 from hushgrad.study.tasks.encoding import encode, number_of_features
 from hushgrad.study.tasks.table import Table
+from hushgrad.study.tasks.tables.column import Column
 
 FEATURES = 256
 
 
-def encoded(rows, columns=("a", "b"), **options):
-    return encode(Table(columns, tuple(rows)), columns, features=FEATURES, **options)
+def encoded(rows, spelling=None, **declared):
+    """Encode rows of the columns a and b, of which b is as it is and a as it is declared."""
+    columns = Column("a", **declared), Column("b")
+    return encode(Table(("a", "b"), tuple(rows)), columns, spelling=spelling, features=FEATURES)
 
 
 cells = st.text(st.characters(codec="utf-8"), max_size=6) | st.floats().map(str) | st.integers().map(str)
@@ -42,7 +45,7 @@ def test_near_numbers_are_near_and_far_numbers_are_orthogonal():
 
 def test_a_number_in_a_categorical_column_is_a_name():
     as_number = encoded([("40", "x"), ("40.001", "x")])
-    as_name = encoded([("40", "x"), ("40.001", "x")], categorical=frozenset({"a"}))
+    as_name = encoded([("40", "x"), ("40.001", "x")], type="text")
     assert (as_number[0] - as_number[1]).norm() < 0.01
     assert (as_name[0] - as_name[1]).norm() > 0.9
 
@@ -53,7 +56,7 @@ def test_all_marks_of_a_missing_cell_are_the_same():
 
 
 def test_beyond_declared_bounds_is_as_at_the_bound():
-    low, below, high, above = encoded([(text, "x") for text in ("0", "-5", "100", "1e9")], bounds={"a": (0.0, 100.0)})
+    low, below, high, above = encoded([(text, "x") for text in ("0", "-5", "100", "1e9")], bounds=(0.0, 100.0))
     assert torch.equal(low, below)
     assert torch.equal(high, above)
     assert not torch.equal(low, high)
@@ -61,7 +64,7 @@ def test_beyond_declared_bounds_is_as_at_the_bound():
 
 def test_text_in_a_column_with_declared_bounds_is_refused_without_being_shown():
     with pytest.raises(TaskDataError, match="column 'a': it has declared bounds") as caught:
-        encoded([("secret", "x")], bounds={"a": (0.0, 1.0)})
+        encoded([("secret", "x")], bounds=(0.0, 1.0))
     assert "secret" not in str(caught.value)
 
 
@@ -83,4 +86,4 @@ def test_the_number_of_features_follows_from_the_number_of_columns():
 
 def test_a_table_that_would_not_fit_is_refused_before_it_is_built():
     with pytest.raises(TaskDataError, match="more than fit"):
-        encode(Table(("a",), (("1",),) * 10), ("a",), features=1 << 30)
+        encode(Table(("a",), (("1",),) * 10), (Column("a"),), features=1 << 30)

@@ -253,9 +253,13 @@ def test_rows_are_a_list(of_a_table, of_digits):
 @pytest.mark.parametrize(
     "change",
     [
-        {"columns": "age"}, {"columns": []}, {"columns": [1, 2]}, {"columns": ["age", "age"]},
-        {"categorical": ["moon"]}, {"categorical": "place"}, {"bounds": [["age", 0.0]]},
-        {"bounds": [["age", "a", "b"]]}, {"bounds": [["age", 2, 1]]}, {"features": "256"}, {"features": True},
+        {"columns": "age"}, {"columns": []}, {"columns": [1, 2]}, {"columns": [{"name": "a"}, {"name": "a"}]},
+        {"columns": [{"name": 1}]}, {"columns": [{"type": "text"}]}, {"columns": [{"name": "a", "type": "moon"}]},
+        *({"columns": [{"name": "age", "bounds": bounds}]} for bounds in ([0.0], ["a", "b"], [2, 1])),
+        {"columns": [{"name": "a", "type": "text", "categories": "xy"}]},
+        {"columns": [{"name": "a", "type": "date", "date_format": "%H"}]},
+        {"spelling": None}, {"spelling": {"decimal": ";"}}, {"spelling": {"missing": "x"}}, {"delimiter": ";;"},
+        {"spelling": {"finds_dates": 1}}, {"encoding": "rot13"}, {"features": "256"}, {"features": True},
         {"features": 0}, {"features": 128}, {"kind": ["table"]}, {"kind": "moon"}, {"classes": "ab"}, {"more": 1},
     ],
 )  # fmt: skip
@@ -269,8 +273,13 @@ def test_an_encoding_of_wrong_types_is_refused_when_it_is_loaded(of_a_table, tmp
 
 @pytest.mark.parametrize(
     "change",
-    [{"categorical": []}, {"columns": ["place", "age"]}, {"bounds": [["age", 0.0, 1000.0]]}],
-    ids=["no category", "columns in another order", "bounds"],
+    [
+        {"columns": [{"name": "age", "type": "any", "bounds": [0.0, 100.0]}, {"name": "place"}]},
+        {"columns": [{"name": "place", "type": "text"}, {"name": "age", "bounds": [0.0, 100.0]}]},
+        {"columns": [{"name": "age", "bounds": [0.0, 1000.0]}, {"name": "place", "type": "text"}]},
+        {"spelling": {"decimal": ",", "missing": [], "finds_dates": True}},
+    ],
+    ids=["no category", "columns in another order", "bounds", "decimal mark"],
 )
 def test_an_encoding_that_reads_well_and_is_another_is_refused(of_a_table, tmp_path, change):
     """Guarantee: rows are encoded as the training records were, or not at all."""

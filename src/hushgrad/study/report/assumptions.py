@@ -5,7 +5,7 @@ from __future__ import annotations
 from hushgrad.accounting.composition import finding_of, steps_of
 from hushgrad.accounting.conditions import DISCARDED, UNCOUNTED
 from hushgrad.accounting.guarantee import delta_text
-from hushgrad.accounting.ledger.contract import OBSERVED
+from hushgrad.accounting.ledger.contract import OBSERVED, ONE_RECORD
 from hushgrad.study.report.run_files import RunFiles, anchor_in
 
 HELD, BROKEN, UNKNOWN = "held", "did not hold", "not checked"
@@ -67,12 +67,7 @@ def assumptions_of(files: RunFiles, *, contradictions: int) -> list[dict[str, st
             + ("; on trust is what stands below by name" if bears_on_gradients else ""),
         ),
         _delta_row(delta, population),
-        (
-            "One person has one record",
-            UNKNOWN,
-            "only the owner of the data can know; where one person has several records, ε holds for each record and "
-            "not for the person",
-        ),
+        _person_row(contract.unit),
         (
             "N, the batch size and all other settings are public",
             UNKNOWN,
@@ -99,6 +94,17 @@ def _whole(files: RunFiles) -> tuple[str, str]:
     if files.known is None:
         return BROKEN, f"it lacks record {anchor.seq}, whose hash the summary keeps"
     return HELD, f"it holds record {anchor.seq}, whose hash the summary keeps; {elsewhere}"
+
+
+def _person_row(unit: str) -> tuple[str, str, str]:
+    if unit != ONE_RECORD:
+        return "ε holds for a person with all of their records", HELD, f"drawn and clipped whole, as {unit}"
+    return (
+        "One person has one record",
+        UNKNOWN,
+        "only the owner of the data can know; where one person has several records, ε holds for each record and not "
+        "for the person",
+    )
 
 
 def _delta_row(delta: float | None, population: int | None) -> tuple[str, str, str]:

@@ -41,7 +41,8 @@ SETTINGS = (
     "learning_rate", "momentum", "augmentations", "average_decay", "epochs", "expected_batch_size",
     "max_physical_batch_size", "loss_reduction", "clipping", "max_grad_norm", "noise", "noise_multiplier",
     "sampling_name", "max_batch_size", "sampling_rate", "target_epsilon", "delta", "seed", "device",
-    "training_examples", "test_examples",
+    "training_examples", "training_people", "test_examples", "person", "records_per_person",
+    "schema_signed_by",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from hushgrad.accounting.conditions import (
     UNCOUNTED,
 )
 from hushgrad.accounting.guarantee import Guarantee, delta_text, guarantee
-from hushgrad.accounting.ledger.contract import OBSERVED
+from hushgrad.accounting.ledger.contract import OBSERVED, ONE_RECORD
 from hushgrad.accounting.ledger.view import LedgerView
 from hushgrad.study.report.comparison import Comparison, compared, shown
 from hushgrad.study.report.document import up
@@ -76,7 +76,11 @@ def summary_rows(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[
         ("B", "expected_batch_size", contract.expected_batch_size),
         ("q", "sampling_rate", rates.pop() if len(rates) == 1 else None),
         ("the loss reduction", "loss_reduction", contract.loss_reduction),
-        ("N", "training_examples", contract.population if contract.sampling == OBSERVED else None),
+        (
+            "N",
+            "training_examples" if contract.unit == ONE_RECORD else "training_people",
+            contract.population if contract.sampling == OBSERVED else None,
+        ),
     ]
     for what, key, value in declared:
         if value is not None and files.said(key) is not None:

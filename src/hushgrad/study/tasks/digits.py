@@ -9,7 +9,15 @@ from torch.utils.data import TensorDataset
 
 from hushgrad.extras import needs_extra
 from hushgrad.study.tasks.encoders import ArrayEncoder
-from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes, fixed_split, require_known_classes
+from hushgrad.study.tasks.task import (
+    OF_TABLES,
+    Recipe,
+    Task,
+    TaskOptions,
+    choose_classes,
+    fixed_split,
+    require_known_classes,
+)
 
 RECIPE = Recipe(
     model="mlp", batch_size=256, epochs=40, learning_rate=0.1, max_grad_norm=1.0, activation="relu", threads=1
@@ -26,7 +34,7 @@ LARGEST_PIXEL = 16.0  # public: the data set's documentation says 0 … 16
 
 def load(options: TaskOptions) -> Task:
     """Return the task; takes `classes` ("0" … "9"). Needs scikit-learn."""
-    options.refuse("digits", "data", "target", "categorical", "bounds", "drop", "vocabulary", "subgroup")
+    options.refuse("digits", "data", *OF_TABLES, "vocabulary")
     require_known_classes(options.classes, CLASS_NAMES)
     with needs_extra("study", "task 'digits'"):
         from sklearn.datasets import load_digits

@@ -10,6 +10,9 @@ from typing import Any
 
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.tasks.encoders import ArrayEncoder, PictureEncoder, SentenceEncoder, TableEncoder
+from hushgrad.study.tasks.tables.column import ANY, TEXT, Column
+from hushgrad.study.tasks.tables.file_format import is_delimiter, is_encoding
+from hushgrad.study.tasks.tables.spelling import MARKS, Spelling
 from hushgrad.study.tasks.task import COUNTED, Encoder
 from hushgrad.study.tasks.words import FROM_TRAINING, HASHED, LISTED
 
@@ -34,7 +37,7 @@ def encoding_from_json(value: Mapping[str, Any]) -> tuple[Encoder, tuple[str, ..
         kind, is_whole = _KINDS[value["kind"]]
         made: Encoder = kind(**fields)
         classes = _frozen(value.get("classes"))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, InvalidArgumentError) as error:
         raise _damaged() from error
     if not is_whole(made) or not (classes is None or _are(classes, str)):
         raise _damaged()
@@ -51,18 +54,31 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(inner) for inner in value) if isinstance(value, list) else value
 
 
+def _table(columns: Any, spelling: Any, features: int, delimiter: str | None, encoding: str | None) -> TableEncoder:
+    spelled = Spelling(**{name: _frozen(inner) for name, inner in spelling.items()})
+    return TableEncoder(tuple(map(Column.from_json, columns)), spelled, features, delimiter, encoding)
+
+
+def _table_of_before(columns: Any, categorical: Any, bounds: Any, features: int) -> TableEncoder:
+    """Return the encoder of a run of before dates were told from texts."""
+    within = {name: (low, high) for name, low, high in bounds}
+    if not (_are(categorical, str) and set(categorical) | set(within) <= set(columns)):
+        raise _damaged()
+    types = {name: TEXT for name in categorical if name not in within}
+    found = tuple(Column(name, types.get(name, ANY), within.get(name)) for name in columns)
+    return TableEncoder(found, Spelling(finds_dates=False), features)
+
+
 def _is_whole_table(made: TableEncoder) -> bool:
+    spelling = made.spelling
     return (
-        _are(made.columns, str)
-        and len(set(made.columns)) == len(made.columns) > 0
-        and _are(made.categorical, str)
-        and set(made.categorical) <= set(made.columns)
-        and _are(made.bounds, tuple)
-        and all(
-            len(one) == 3 and isinstance(one[0], str) and _is_number(one[1]) and _is_number(one[2]) and one[1] < one[2]
-            for one in made.bounds
-        )
+        len(set(made.names)) == len(made.names) > 0
+        and spelling.decimal in MARKS
+        and _are(spelling.missing, str)
+        and isinstance(spelling.finds_dates, bool)
         and _is_count(made.features)
+        and (made.delimiter is None or is_delimiter(made.delimiter))
+        and (made.encoding is None or is_encoding(made.encoding))
     )
 
 
@@ -94,7 +110,8 @@ def _is_number(value: Any) -> bool:
 
 
 _KINDS: dict[str, tuple[Any, Callable[[Any], bool]]] = {
-    "table": (TableEncoder, _is_whole_table),
+    "columns": (_table, _is_whole_table),
+    "table": (_table_of_before, _is_whole_table),
     "sentences": (SentenceEncoder, _is_whole_vocabulary),
     "arrays": (ArrayEncoder, _is_whole_array),
     "pictures": (PictureEncoder, lambda _: True),

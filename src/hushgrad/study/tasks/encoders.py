@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +21,9 @@ from hushgrad.study.tasks.encoding import encode
 from hushgrad.study.tasks.folders import pictures_in
 from hushgrad.study.tasks.pictures import SIDE, SUFFIXES, picture
 from hushgrad.study.tasks.table import Table, read_table
+from hushgrad.study.tasks.tables.column import Column
+from hushgrad.study.tasks.tables.spelling import Spelling
+from hushgrad.study.tasks.tables.typed import cell_text
 from hushgrad.study.tasks.task import COUNTED
 from hushgrad.study.tasks.words import (
     FROM_TRAINING,
@@ -38,23 +40,34 @@ from hushgrad.study.tasks.words import (
 class TableEncoder:
     """Rows are mappings of columns to cells; columns that were not trained on are ignored.
 
-    A text that no training record had is hashed like any other: the encoding knows no categories.
+    A text that no training record had is hashed like any other, but where a public list of categories was declared.
+    `delimiter` and `encoding` are those that were declared of the training file, or None.
     """
 
-    columns: tuple[str, ...]
-    categorical: tuple[str, ...]
-    bounds: tuple[tuple[str, float, float], ...]
+    columns: tuple[Column, ...]
+    spelling: Spelling
     features: int
+    delimiter: str | None = None
+    encoding: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that become features."""
+        return tuple(column.name for column in self.columns)
+
+    def table(self, path: Path) -> Table:
+        """Return a file as a table, read as the training file was."""
+        return read_table(path, delimiter=self.delimiter, encoding=self.encoding)
 
     def read(self, path: Path) -> Sequence[Any]:
-        """Return the rows of a CSV or TSV file whose first line names the columns, in any order."""
-        table = read_table(path)
+        """Return the rows of a file of a table whose first line names the columns, in any order."""
+        table = self.table(path)
         return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
     def encode(self, rows: Sequence[Any]) -> Tensor:
-        """Return [N, features]; a cell is text, an int, a float or None, which is a missing one.
+        """Return [N, features]; a cell is text, an int, a float, a date or None, which is a missing one.
 
-        In a categorical column a whole float is the int that it equals.
+        A whole float is the int that it equals.
         """
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, Mapping):
@@ -63,38 +76,33 @@ class TableEncoder:
                     where=f"row {number}",
                     cure="Pass such as {'age': 39, 'education': 'Bachelors'}",
                 )
-            missing = [name for name in self.columns if name not in row]
+            missing = [name for name in self.names if name not in row]
             if missing:
                 raise TaskDataError(
-                    f"it lacks the column {missing[0]!r}, one of {len(missing)} that the model was trained on and that "
-                    f"are not there",
+                    f"it lacks the column {printable(missing[0])!r}, one of {len(missing)} that the model was trained "
+                    f"on and that are not there",
                     where=f"row {number}",
                     cure="Name every column (in a file: in its first line); an empty cell is a missing value",
                 )
         cells = tuple(
-            tuple(_cell(row[name], number, name, name in self.categorical) for name in self.columns)
+            tuple(cell_text(row[name], name, f"row {number}, ") for name in self.names)
             for number, row in enumerate(rows, start=1)
         )
-        return self.of_table(Table(self.columns, cells))
+        return self.of_table(Table(self.names, cells))
 
     def of_table(self, table: Table) -> Tensor:
         """Return [N, features] for the rows of a table that has these columns, among others."""
-        return encode(
-            table,
-            self.columns,
-            categorical=frozenset(self.categorical),
-            bounds={name: (low, high) for name, low, high in self.bounds},
-            features=self.features,
-        )
+        return encode(table, self.columns, spelling=self.spelling, features=self.features)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the columns and what was declared of them."""
+        """Return the columns and what was declared of them and of the file."""
         return {
-            "kind": "table",
-            "columns": self.columns,
-            "categorical": self.categorical,
-            "bounds": self.bounds,
+            "kind": "columns",
+            "columns": [column.as_json() for column in self.columns],
+            "spelling": asdict(self.spelling),
             "features": self.features,
+            "delimiter": self.delimiter,
+            "encoding": self.encoding,
         }
 
 
@@ -186,19 +194,3 @@ class PictureEncoder:
     def as_json(self) -> dict[str, Any]:
         """Return that these are pictures: all else is fixed."""
         return {"kind": "pictures"}
-
-
-def _cell(value: Any, row: int, column: str, is_category: bool) -> str:
-    """Return a cell as a file would hold it. A whole float of a category is the number of it: 10234.0 is 10234."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return str(value).strip()
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TaskDataError(
-            f"must be text, an int, a float or None, got {type(value).__name__}",
-            where=f"row {row}, column {printable(column)!r}",
-            cure="Write it as the file of the training records did; None is a missing value",
-        )
-    is_whole = not isinstance(value, int | np.integer) and bool(np.isfinite(value)) and value == int(value)
-    return str(int(value)) if is_category and is_whole else str(value)

@@ -12,16 +12,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from hushgrad.arguments import positive_number, real_number
+from hushgrad.arguments import positive_number
 from hushgrad.errors import InvalidArgumentError, TaskDataError
 from hushgrad.printable import printable
 from hushgrad.releases.query import Query
 from hushgrad.releases.released import Released
-from hushgrad.study.settings import Kind, check_settings, names, number, path, setting, text
+from hushgrad.study.settings import check_settings, choice, names, number, path, setting, text, whole
+from hushgrad.study.tasks.people import People
+from hushgrad.study.tasks.tables.kinds import BOUNDS, DELIMITER, EDGES, ENCODING
+from hushgrad.study.tasks.tables.spelling import MARKS
 
 PUBLIC_SPLIT_SEED = 20240607
 TEST_SHARE = 0.2
 COUNTED = "counted"
+OF_TABLES = (
+    "target", "categorical", "bounds", "drop", "subgroup", "person", "delimiter", "encoding", "decimal",
+    "target_edges", "schema",
+)  # fmt: skip
+"""Options that mean something for tables alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,39 +52,6 @@ class Recipe:
     average_decay: float = 0.0
     max_physical_batch_size: int | None = None
     threads: int | None = None
-
-
-def _bounds_from(given: str) -> tuple[str, float, float]:
-    """Return column, lower and upper bound; the column's own name may contain colons."""
-    column, low, high = given.rsplit(":", 2)
-    return column, float(low), float(high)
-
-
-def _check_bounds(name: str, value: Any) -> None:
-    if not isinstance(value, tuple) or not all(isinstance(item, tuple) and len(item) == 3 for item in value):
-        raise InvalidArgumentError(
-            f"must be triples of a column, its lower and its upper bound, got {type(value).__name__}",
-            where=name,
-            cure="Pass such as (('age', 0, 120),)",
-        )
-    for column, low, high in value:
-        if not isinstance(column, str):
-            raise InvalidArgumentError(
-                f"must begin with a column's name, got {type(column).__name__}",
-                where=name,
-                cure="Pass the name as text",
-            )
-        if not real_number("the lower bound", low) < real_number("the upper bound", high):
-            raise InvalidArgumentError(
-                f"bounds must be LOW < HIGH, got {low} and {high}",
-                where=f"column {printable(column)!r}",
-                cure="Give the smaller bound first",
-            )
-
-
-BOUNDS = Kind(
-    _bounds_from, _check_bounds, "COLUMN:LOW:HIGH", "two numbers after a column, such as age:0:120", repeats=True
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +85,37 @@ class TaskOptions:
         default=None,
         metadata=setting(number(positive_number), "text: what a 'counted' vocabulary may cost of the total ε."),
     )
+    delimiter: str | None = field(
+        default=None, metadata=setting(DELIMITER, "csv: what stands between cells; found by the first line.")
+    )
+    encoding: str | None = field(
+        default=None, metadata=setting(ENCODING, "csv: how the file's characters are written; utf-8.")
+    )
+    decimal: str | None = field(
+        default=None,
+        metadata=setting(choice(MARKS), "csv: the decimal mark; a comma where cells end with ;, else a point."),
+    )
+    target_edges: tuple[float, ...] = field(
+        default=(), metadata=setting(EDGES, "csv: a numeric target's public edges, which divide it into classes.")
+    )
+    schema: Path | None = field(
+        default=None,
+        metadata=setting(path(), "csv: a signed schema.json, as hushgrad data writes it to be edited.", key=None),
+    )
     subgroup: str | None = field(
         default=None, metadata=setting(text("COLUMN"), "csv: report accuracy on test rows by this column.", key=None)
+    )
+    person: str | None = field(
+        default=None,
+        metadata=setting(
+            text("COLUMN"), "csv: whose a row is; people are drawn and held out whole, and ε is for a person."
+        ),
+    )
+    records_per_person: int | None = field(
+        default=None,
+        metadata=setting(
+            whole(1, "K"), "csv, with --person: the most rows of one person, chosen without looking at the data."
+        ),
     )
 
     def __post_init__(self) -> None:
@@ -125,12 +129,25 @@ class TaskOptions:
                 raise InvalidArgumentError(
                     f"must name at least 2 classes, got {len(self.classes)}", where="classes", cure="Name more classes"
                 )
+        if self.target_edges and self.classes is not None:
+            raise InvalidArgumentError(
+                "classes and target_edges say two things of the target",
+                where="target_edges",
+                cure="Leave one of them out",
+            )
         if (self.vocabulary == COUNTED) != (self.vocabulary_epsilon is not None):
             raise InvalidArgumentError(
                 "'counted' and vocabulary_epsilon go together: words are counted with noise, and vocabulary_epsilon is "
                 "the most that this alone may cost of the total epsilon",
                 where="vocabulary",
                 cure="Give both, or neither",
+            )
+        if (self.person is None) != (self.records_per_person is None):
+            raise InvalidArgumentError(
+                "person and records_per_person go together: more rows of a person than the declared number are left "
+                "out, and the greatest number that is found in the data is no bound",
+                where="person",
+                cure="Give both, or neither: --person COLUMN --records-per-person K",
             )
 
     def refuse(self, task: str, *names: str) -> None:
@@ -143,6 +160,12 @@ class TaskOptions:
             "drop": bool(self.drop),
             "vocabulary": self.vocabulary is not None,
             "subgroup": self.subgroup is not None,
+            "person": self.person is not None,
+            "delimiter": self.delimiter is not None,
+            "encoding": self.encoding is not None,
+            "decimal": self.decimal is not None,
+            "target_edges": bool(self.target_edges),
+            "schema": self.schema is not None,
         }
         unwanted = [name for name in names if given[name]]
         if unwanted:
@@ -191,6 +214,9 @@ class Task:
     `preparation` is None for a task that is ready; until then its training and test inputs are all padding.
     `vocabulary_buckets` are the hash buckets of a counted vocabulary, which its release has paid for. `encoder` makes
     inputs of new rows, as those of `train` and `test` were made.
+
+    `people` says whose each training example is, where ε is for a person; None where each example is a record of its
+    own. `signed_by` is who declares what the task knows of its columns. `notices` are for whoever trains, and for nobody else: they were read off the data without noise.
     """
 
     name: str
@@ -204,6 +230,14 @@ class Task:
     preparation: Preparation | None = None
     vocabulary_buckets: tuple[int, ...] | None = None
     encoder: Encoder | None = None
+    people: People | None = None
+    signed_by: str | None = None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def population(self) -> int:
+        """How many units of privacy there are to train on: people where rows are theirs, else examples."""
+        return len(self.train) if self.people is None else self.people.count
 
     @property
     def num_classes(self) -> int:

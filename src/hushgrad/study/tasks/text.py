@@ -14,7 +14,7 @@ from hushgrad.study.tasks.counted import counts_of, frequent
 from hushgrad.study.tasks.encoders import SentenceEncoder
 from hushgrad.study.tasks.files import first_existing, read_bytes, require_existing
 from hushgrad.study.tasks.folders import read_folders
-from hushgrad.study.tasks.task import COUNTED, Preparation, Recipe, Task, TaskOptions, choose_classes
+from hushgrad.study.tasks.task import COUNTED, OF_TABLES, Preparation, Recipe, Task, TaskOptions, choose_classes
 from hushgrad.study.tasks.words import (
     FROM_TRAINING,
     HASHED,
@@ -65,7 +65,7 @@ def load(options: TaskOptions) -> Task:
     The folder holds train.tsv and dev.tsv or test.tsv (.gz accepted) with a header line, the label in the first column
     and the sentence in the second; or folders of .txt files named after their classes.
     """
-    options.refuse("text", "target", "categorical", "bounds", "drop", "subgroup")
+    options.refuse("text", *OF_TABLES)
     if options.data is None:
         raise InvalidArgumentError(
             "it needs a folder with train.tsv and dev.tsv, or one folder of text files for each class",
