@@ -18,6 +18,7 @@ EXTRAS = {
     "lightning": ("lightning", "safetensors"),
     "export": ("onnx", "onnxscript"),
     "tensorboard": ("tensorboard",),
+    "tables": ("pyarrow",),
 }
 """The modules that each extra brings, by the name that `pip install 'hushgrad[NAME]'` takes."""
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "calibrate": ("hushgrad.cli.calibrate", "calibrate", "Find the noise multiplier for a target epsilon."),
     "compare": ("hushgrad.cli.compare", "compare", "Compare samplers and accountants for one plan."),
     "curve": ("hushgrad.cli.curve", "curve", "Print or draw epsilon over delta, and the power of attacks."),
+    "data": ("hushgrad.cli.data", "data", "Show what is understood of a table; write a schema to sign."),
     "demo": ("hushgrad.cli.demo", "demo", "Train on digits with and without privacy, side by side."),
     "doctor": ("hushgrad.cli.doctor", "doctor", "Examine a model: what private training costs, what is refused."),
     "epsilon": ("hushgrad.cli.epsilon", "epsilon", "Compute the epsilon of a plan or of a ledger."),

@@ -62,11 +62,11 @@ def train(
             cure="Give one: --epsilon 3 has the noise chosen, --noise-multiplier 1 fixes it",
         )
     config = configured(values)
-    if _run_on_screen(config, out, event_files):
+    if _run_on_screen(config, out, event_files, fit_batch_size="batch_size" not in values):
         sys.exit(INTERRUPTED)
 
 
-def _run_on_screen(config: RunConfig, out: Path, event_files: bool) -> bool:
+def _run_on_screen(config: RunConfig, out: Path, event_files: bool, *, fit_batch_size: bool) -> bool:
     """Run, showing progress and the end; return whether the run was interrupted."""
     from hushgrad.study.progress import run_on_screen
 
@@ -74,7 +74,8 @@ def _run_on_screen(config: RunConfig, out: Path, event_files: bool) -> bool:
     aim = config.privacy.target_epsilon if config.privacy else None
     found = f" at ε = {TASKS[config.task].nearest(aim):g}" if aim is not None else ""
     click.echo(f"Settings that are not given are those found for task {config.task!r}{found}.")
-    return run_on_screen(config, out, loggers=_loggers(out, event_files)).outcome.status == "interrupted"
+    ended = run_on_screen(config, out, loggers=_loggers(out, event_files), fit_batch_size=fit_batch_size)
+    return ended.outcome.status == "interrupted"
 
 
 def _resume_on_screen(stopped: Path, changes: dict[str, Any], event_files: bool) -> bool:

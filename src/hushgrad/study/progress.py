@@ -97,7 +97,7 @@ class Screen:
 
     def reporter(self) -> Reporter:
         """Return the callbacks for a run."""
-        return Reporter(self._start, self._step, self._measurement, self._stop_request, self._resume)
+        return Reporter(self._start, self._step, self._measurement, self._stop_request, self._resume, self._settings)
 
     def say(self, text: str) -> None:
         """Print a line as it is: no markup, no colouring, no wrapping."""
@@ -105,6 +105,8 @@ class Screen:
 
     def _start(self, task: Task, planned_steps: int, noise_multiplier: float | None) -> None:
         config, privacy = self._config, self._config.privacy
+        for notice in task.notices:
+            self.say(f"note: {notice}")
         self._planned_steps = planned_steps
         self._progress.update(self._bar, total=planned_steps)
         self.say(
@@ -112,7 +114,8 @@ class Screen:
             f"{task.num_classes} classes; model {model_text(config)} on {config.device}"
         )
         clipping = "" if privacy is None else clipping_text(privacy)
-        batches = f"batches of {config.batch_size}, {planned_steps} steps"
+        size = f"{config.batch_size}" if task.people is None else f"{config.batch_size} of {task.population} people"
+        batches = f"batches of {size}, {planned_steps} steps"
         if privacy is None or noise_multiplier is None:
             self.say(f"ordinary training, NOT PRIVATE: {batches}")
         elif noise_multiplier == 0:
@@ -123,6 +126,9 @@ class Screen:
             self.say(f"private training: {noise}, δ = {delta_text(privacy.delta)}; {batches}")
 
         self.say(f"settings: {settings_text(config)}")
+
+    def _settings(self, config: RunConfig) -> None:
+        self._config = config
 
     def _resume(self, step: int) -> None:
         self.say(f"going on after step {step}")
@@ -149,11 +155,13 @@ class Screen:
         self._progress.update(self._bar, description="stopping after this step; once more to abandon the run")
 
 
-def run_on_screen(config: RunConfig, out: Path, *, loggers: Sequence[MetricLogger] = ()) -> RunResult:
+def run_on_screen(
+    config: RunConfig, out: Path, *, loggers: Sequence[MetricLogger] = (), fit_batch_size: bool = False
+) -> RunResult:
     """Run, showing progress and then the end."""
     console = Console()
     with Screen(console, config) as screen:
-        finished = run(config, out, screen.reporter(), loggers=loggers)
+        finished = run(config, out, screen.reporter(), loggers=loggers, fit_batch_size=fit_batch_size)
     show_end(console, finished)
     return finished
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ from hushgrad.study.tasks.counted import COUNTED_BUCKETS, HASH
 from hushgrad.study.tasks.encoder_file import encoding_as_json
 from hushgrad.study.training import check_against_data, train
 
+FEWEST_BATCHES = 4
+"""In how many batches the data come at least, where nobody chose the size of a batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
@@ -46,7 +49,7 @@ class Reporter:
 
     `on_start` gets the task, the planned steps and the noise multiplier (None for an ordinary run), `on_step` the steps
     done, `on_measurement` each measurement; `on_resume` gets the step at which a run goes on; `on_stop_request` is
-    called in the signal handler.
+    called in the signal handler, and `on_settings` gets the settings once the data have been read.
     """
 
     on_start: Callable[[Task, int, float | None], None] = lambda task, planned_steps, noise_multiplier: None
@@ -54,6 +57,7 @@ class Reporter:
     on_measurement: Callable[[Measurement], None] = lambda measurement: None
     on_stop_request: Callable[[], None] = lambda: None
     on_resume: Callable[[int], None] = lambda step: None
+    on_settings: Callable[[RunConfig], None] = lambda config: None
 
 
 SILENT = Reporter()
@@ -66,10 +70,13 @@ def run(
     *,
     loggers: Sequence[MetricLogger] = (),
     share_uncovered: bool = False,
+    fit_batch_size: bool = False,
 ) -> RunResult:
     """Load the task, train, and leave the results in the folder `out`.
 
     `loggers` get every measurement as well; those that are not local get what ε covers, unless `share_uncovered`.
+
+    `fit_batch_size` says that nobody chose the batch size: where the data are few, it becomes a fourth of them.
 
     The folder is checked before data is read, and created once the data is known to suit the settings. Summary and
     model are written at the end of every epoch. Ctrl-C or SIGTERM ends the run after the running step; all files are
@@ -79,7 +86,10 @@ def run(
     Guarantee: the epsilon in summary.json is never below what the model beside it has cost.
     """
     require_unused(out)
-    task = load_for(config)
+    task = load_task_of(config)
+    if fit_batch_size:
+        config = with_fitting_batches(config, task)
+    require_fitting(config, task)
     directory = RunDirectory.claim(out)
     directory.write_config(config_to_json(config))
     return carry_out(config, task, directory, reporter, loggers=loggers, share_uncovered=share_uncovered)
@@ -87,11 +97,27 @@ def run(
 
 def load_for(config: RunConfig) -> Task:
     """Return the task of a run, once all that the run needs is known to be there and to suit it."""
+    task = load_task_of(config)
+    require_fitting(config, task)
+    return task
+
+
+def load_task_of(config: RunConfig) -> Task:
+    """Return the task of a run, once the packages that the run needs are known to be there."""
     require("matplotlib", "safetensors", extra="study", what="a training run")  # rather now than at its end
-    task = load_task(config.task, config.options)
+    return load_task(config.task, config.options)
+
+
+def require_fitting(config: RunConfig, task: Task) -> None:
+    """Raise what is wrong with the settings of a run for these data."""
     check_against_data(config, task)
     check_budget(config, task)
-    return task
+
+
+def with_fitting_batches(config: RunConfig, task: Task) -> RunConfig:
+    """Return the settings with batches of at most a fourth of the data, of which the number is public."""
+    most = max(1, task.population // FEWEST_BATCHES)
+    return replace(config, batch_size=min(config.batch_size, most))
 
 
 def carry_out(
@@ -104,6 +130,7 @@ def carry_out(
     share_uncovered: bool,
 ) -> RunResult:
     """Train in a folder that holds the settings, from its checkpoint if there is one, to the planned end."""
+    reporter.on_settings(config)
     ledger = directory.ledger if config.privacy else None
     prepared = prepare(config, task, ledger, _learned(directory))
     task = prepared.task

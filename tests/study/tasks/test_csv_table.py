@@ -124,6 +124,82 @@ def test_a_table_that_is_not_text_is_refused(tmp_path):
         load(path)
 
 
+LATIN = "größe;stadt;y\n" + "".join(
+    f"{n},5;{'Köln' if n % 3 else 'Ulm'};{'ja' if n % 2 else 'nein'}\n" for n in range(20)
+)
+
+
+def test_latin_text_semicolons_and_decimal_commas_are_read_as_utf_8_commas_and_points_are(tmp_path):
+    (tmp_path / "a.csv").write_bytes(LATIN.encode("latin-1"))
+    (tmp_path / "b.csv").write_bytes(LATIN.replace(",", ".").replace(";", ",").encode())
+    (tmp_path / "c.csv").write_bytes(LATIN.encode("utf-16"))
+    (tmp_path / "d.csv").write_bytes(LATIN.replace(";", "#").encode())
+    exported = load(tmp_path / "a.csv", target="y", encoding="latin-1")
+    for other in (
+        load(tmp_path / "b.csv", target="y"),
+        load(tmp_path / "c.csv", target="y"),
+        load(tmp_path / "d.csv", target="y", delimiter="#", decimal=","),
+    ):
+        assert torch.equal(exported.train.tensors[0], other.train.tensors[0])
+    with pytest.raises(TaskDataError, match="Name its encoding by --encoding"):
+        load(tmp_path / "a.csv", target="y")
+    with pytest.raises(TaskDataError, match="another character divides the cells, name it by --delimiter"):
+        load(tmp_path / "d.csv", target="größe#stadt#y", decimal=",")
+
+
+def test_new_rows_are_read_as_the_training_rows_were_or_refused(tmp_path):
+    (tmp_path / "a.csv").write_bytes(LATIN.encode("latin-1"))
+    (tmp_path / "b.csv").write_bytes(LATIN.encode())
+    (tmp_path / "c.csv").write_bytes(LATIN.replace(",", ".").replace(";", ",").encode())
+    encoder = load(tmp_path / "a.csv", target="y", encoding="latin-1").encoder
+    rows = [encoder.encode(encoder.read(tmp_path / name)) for name in ("a.csv", "b.csv", "c.csv")]
+    assert torch.equal(rows[0], rows[1])
+    assert torch.equal(rows[0], rows[2])
+    points = load(tmp_path / "c.csv", target="y").encoder
+    with pytest.raises(TaskDataError, match="numbers have decimal commas, and the model was trained on points"):
+        points.read(tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize("encoding", ["rot13", "hex", "moon", ""])
+def test_an_encoding_that_is_none_of_text_is_refused(encoding):
+    with pytest.raises(InvalidArgumentError, match="an encoding of text"):
+        TaskOptions(encoding=encoding)
+
+
+@pytest.mark.parametrize("delimiter", [";;", "", '"', "\n"])
+def test_a_delimiter_is_one_character(delimiter):
+    with pytest.raises(InvalidArgumentError, match="one character"):
+        TaskOptions(delimiter=delimiter)
+
+
+def test_a_numeric_target_is_divided_by_public_edges_or_refused(table):
+    with pytest.raises(TaskDataError, match="it does not predict numbers"):
+        load(table(csv_text(60)), target="size")
+    task = load(table(csv_text(60)), target="size", target_edges=(10.0, 30.0))
+    assert task.class_names == ("below 10", "10 to below 30", "30 and more")
+    assert task.outside_the_guarantee == ()
+    labels = torch.cat([part.tensors[1] for part in (task.train, task.test)])
+    assert labels.bincount().tolist() == [10, 20, 30]
+    with pytest.raises(TaskDataError, match="a cell that is not a number"):
+        load(table(csv_text(60)), target="colour", target_edges=(10.0,))
+    for edges, said in (((2.0, 1.0), "must rise"), ((float("nan"),), "finite")):
+        with pytest.raises(InvalidArgumentError, match=said):
+            TaskOptions(target_edges=edges)
+
+
+def test_columns_that_may_name_rows_or_people_are_told_before_they_are_learned_from(table):
+    rows = [f"N{n},P{n // 3},{n * 1.7:.2f},5,{n % 2 or ''},{'yes' if n % 2 else 'no'}" for n in range(90)]
+    text = "\n".join(["row,person,size,same,odd,kind", *rows])
+    told = load(table(text)).notices
+    assert [notice.split(":")[0].split(" has")[0].split(" holds")[0].split(" becomes")[0] for notice in told[:3]] == [
+        "column 'row'",
+        "column 'person'",
+        "column 'same'",
+    ]
+    assert told[3:] == ("missing cells count as a value of their own in odd",)
+    assert load(table(text), drop=("row", "person", "same", "odd")).notices == ()
+
+
 def test_an_escape_sequence_in_a_column_name_does_not_reach_a_message(table):
     with pytest.raises(TaskDataError) as caught:
         load(table(csv_text(header="col\x1b[31mour,size,kind")), target="absent")

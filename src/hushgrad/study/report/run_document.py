@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hushgrad.accounting.guarantee import delta_text
+from hushgrad.accounting.ledger.contract import noun_of
 from hushgrad.study.report.comparison import contradictions
 from hushgrad.study.report.document import (
     NOT_PRIVATE,
@@ -37,7 +38,9 @@ READABLE = {
     "sampling_rate": "sampling rate q",
     "delta": "δ",
     "target_epsilon": "target ε",
-    "training_examples": "training records N",
+    "training_examples": "training records",
+    "training_people": "people with training records",
+    "schema_signed_by": "who declares what is said of the columns",
 }
 
 
@@ -139,7 +142,7 @@ def _setting(facts: Facts) -> Section:
             ("what is released", "the parameters after every step, the last ones included"),
             ("unit of privacy", privacy["unit"]),
             ("neighbouring relation", privacy["adjacency"]),
-            ("training records N", f"{plain(privacy['population'])}, declared public"),
+            (f"training {noun_of(privacy['unit'])}s N", f"{plain(privacy['population'])}, declared public"),
         ]
     return Section("Setting", facts=tuple(told))
 

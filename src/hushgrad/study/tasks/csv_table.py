@@ -42,8 +42,9 @@ def load(options: TaskOptions) -> Task:
     columns = _features(source, options)
     labels = Labels(source.target, options.target_edges, source.spelling)
     of_train, of_test = labels.of(source.train), labels.of(source.test)
-    known = source.classes or labels.intervals or options.classes or labels.found_in(of_train, of_test)
-    outside = () if source.classes or labels.intervals or options.classes else (CLASSES_WERE_READ,)
+    asked = options.classes or source.schema.classes(source.target)
+    known = source.classes or labels.intervals or asked or labels.found_in(of_train, of_test)
+    outside = () if source.classes or labels.intervals or asked else (CLASSES_WERE_READ,)
     if source.classes is not None and not set(of_train) | set(of_test) <= set(known):
         raise TaskDataError(
             "it holds a label that the data set's description does not list",
@@ -51,7 +52,7 @@ def load(options: TaskOptions) -> Task:
             cure="Fetch the files again, description included",
         )
     # Rows of classes that were not asked for are left out, like the other digits of MNIST.
-    wanted = set(options.classes or known)
+    wanted = set(asked or known)
     train = source.train.at(row for row, label in enumerate(of_train) if label in wanted)
     test = source.test.at(row for row, label in enumerate(of_test) if label in wanted)
     people = None
@@ -59,7 +60,7 @@ def load(options: TaskOptions) -> Task:
         train, people = _people(source, train, options.person, options.records_per_person)
     names = tuple(column.name for column in columns)
     encoder = TableEncoder(
-        columns, source.spelling, number_of_features(len(columns)), source.schema.delimiter, source.schema.encoding
+        columns, source.spelling, number_of_features(len(columns)), source.train.delimiter, source.schema.encoding
     )
 
     def examples(table: Table) -> TensorDataset:
@@ -68,7 +69,7 @@ def load(options: TaskOptions) -> Task:
             encoder.of_table(table), torch.tensor([position[label] for label in labels.of(table)], dtype=torch.int64)
         )
 
-    train_set, test_set, class_names = choose_classes(examples(train), examples(test), known, options.classes)
+    train_set, test_set, class_names = choose_classes(examples(train), examples(test), known, asked)
     seen = {name for name in names if not source.schema.is_settled(name)}
     return Task(
         "csv",

@@ -20,7 +20,7 @@ from hushgrad.study.tasks.arrays import array_of, read_arrays
 from hushgrad.study.tasks.encoding import encode
 from hushgrad.study.tasks.folders import pictures_in
 from hushgrad.study.tasks.pictures import SIDE, SUFFIXES, picture
-from hushgrad.study.tasks.table import Table, read_table
+from hushgrad.study.tasks.table import DELIMITERS, Table, read_table
 from hushgrad.study.tasks.tables.column import Column
 from hushgrad.study.tasks.tables.spelling import Spelling
 from hushgrad.study.tasks.tables.typed import cell_text
@@ -41,7 +41,7 @@ class TableEncoder:
     """Rows are mappings of columns to cells; columns that were not trained on are ignored.
 
     A text that no training record had is hashed like any other, but where a public list of categories was declared.
-    `delimiter` and `encoding` are those that were declared of the training file, or None.
+    `delimiter` stood in the training file, `encoding` was declared of it.
     """
 
     columns: tuple[Column, ...]
@@ -56,8 +56,24 @@ class TableEncoder:
         return tuple(column.name for column in self.columns)
 
     def table(self, path: Path) -> Table:
-        """Return a file as a table, read as the training file was."""
-        return read_table(path, delimiter=self.delimiter, encoding=self.encoding)
+        """Return a file as a table, as the training file was read; one in UTF-8 is read as that, too.
+
+        Raises TaskDataError also for decimal commas where the model has learned from points: they would be texts.
+        """
+        delimiter = None if self.delimiter in (None, *DELIMITERS) else self.delimiter
+        try:
+            table = read_table(path, delimiter=delimiter)
+        except TaskDataError:
+            if self.encoding is None:
+                raise
+            table = read_table(path, delimiter=delimiter, encoding=self.encoding)
+        if table.delimiter == ";" != self.delimiter and self.spelling.decimal == ".":
+            raise TaskDataError(
+                "its cells end with semicolons, where numbers have decimal commas, and the model was trained on points",
+                where=repr(printable(path.name)),
+                cure="Write it with commas between cells and decimal points, as the training file is",
+            )
+        return table
 
     def read(self, path: Path) -> Sequence[Any]:
         """Return the rows of a file of a table whose first line names the columns, in any order."""

@@ -216,7 +216,8 @@ class Task:
     inputs of new rows, as those of `train` and `test` were made.
 
     `people` says whose each training example is, where ε is for a person; None where each example is a record of its
-    own. `signed_by` is who declares what the task knows of its columns. `notices` are for whoever trains, and for nobody else: they were read off the data without noise.
+    own. `signed_by` is who declares what the task knows of its columns. `notices` are for whoever trains, and for
+    nobody else: they were read off the data without noise.
     """
 
     name: str

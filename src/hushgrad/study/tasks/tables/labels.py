@@ -57,7 +57,7 @@ class Labels:
                 f"it holds numbers, more than {MOST_NUMBERS} different ones, and this task classifies: it does not "
                 "predict numbers",
                 where=self._where,
-                cure="Say which numbers are one class by --target-edges 30,60; or name the --classes",
+                cure="Say which numbers are one class, such as by --target-edges 30,60; or name the --classes",
             )
         if not 2 <= len(different) <= MAX_CLASSES:
             raise TaskDataError(

@@ -16,6 +16,7 @@ from typing import Any
 from hushgrad.arguments import one_of
 from hushgrad.errors import HushgradError, InvalidArgumentError, TaskDataError
 from hushgrad.printable import printable
+from hushgrad.study.settings import frozen
 from hushgrad.study.tasks.tables.column import ANY, TYPES, Column
 from hushgrad.study.tasks.tables.file_format import is_delimiter, is_encoding
 from hushgrad.study.tasks.tables.spelling import MARKS, Spelling
@@ -74,6 +75,11 @@ class Schema:
         """Return what is declared of a column; None where it is dropped."""
         return self.columns[name].column if name in self.columns else Column(name)
 
+    def classes(self, target: str) -> tuple[str, ...] | None:
+        """Return the public list of the target's texts; None where there is none."""
+        declared = self.column(target)
+        return None if declared is None else declared.categories
+
     def is_settled(self, name: str) -> bool:
         """Whether somebody has signed that the type of a column is public: there is nothing to tell them of it."""
         return self.signed_by is not None and self.columns[name].is_public and self.column(name) != Column(name)
@@ -126,7 +132,7 @@ def read_schema(path: Path) -> Schema:
         signed_by, file = found["signed_by"], found["file"]
         declared = {name: _declared(name, value) for name, value in found["columns"].items()}
         made = Schema(
-            declared, file.get("delimiter"), file.get("encoding"), file.get("decimal"), tuple(found["missing"]),
+            declared, file.get("delimiter"), file.get("encoding"), file.get("decimal"), frozen(found["missing"]),
             signed_by, is_whole=True,
         )  # fmt: skip
     except HushgradError:
@@ -184,8 +190,8 @@ def _declared(name: str, value: Mapping[str, Any]) -> Declared:
     column = Column(
         name,
         value["type"],
-        None if bounds is None else tuple(bounds),
-        None if categories is None else tuple(categories),
+        frozen(bounds),
+        frozen(categories),
         value.get("date_format"),
     )
     return Declared(column, is_public)
