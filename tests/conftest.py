@@ -43,7 +43,7 @@ WITH_OTHER_PACKAGES = (
     "parallel",  # Accelerate
     "sampling",  # scipy
     "sparse_rows",  # scipy
-    "study",  # scikit-learn, matplotlib, Jinja, optuna, tensorboard, safetensors
+    "study",  # scikit-learn, matplotlib, Jinja, optuna, tensorboard, safetensors, pyarrow
     "zoo",  # transformers, peft, Opacus
     "test_randomness.py",  # cryptography
     "test_readme.py",  # scikit-learn

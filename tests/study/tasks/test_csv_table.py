@@ -141,9 +141,9 @@ def test_latin_text_semicolons_and_decimal_commas_are_read_as_utf_8_commas_and_p
         load(tmp_path / "d.csv", target="y", delimiter="#", decimal=","),
     ):
         assert torch.equal(exported.train.tensors[0], other.train.tensors[0])
-    with pytest.raises(TaskDataError, match="Name its encoding by --encoding"):
+    with pytest.raises(TaskDataError, match="its encoding: --encoding latin-1"):
         load(tmp_path / "a.csv", target="y")
-    with pytest.raises(TaskDataError, match="another character divides the cells, name it by --delimiter"):
+    with pytest.raises(TaskDataError, match="another character divides the cells, give hushgrad train --delimiter"):
         load(tmp_path / "d.csv", target="größe#stadt#y", decimal=",")
 
 

@@ -76,8 +76,8 @@ def test_people_are_divided_and_bounded_and_their_column_is_no_feature(tmp_path)
 
 def test_the_person_of_a_row_stands_at_its_place(tmp_path):
     path = tmp_path / "data.csv"
-    rows = [f"P{n % 50},{'ward ' + str(n % 50)},{'yes' if n % 3 else 'no'}" for n in range(200)]
-    path.write_text("\n".join(["who,ward,kind", *rows]))
+    rows = [f"P{n % 50},ward {n % 50},{n % 50 * 37},bed {n % 50},{'yes' if n % 3 else 'no'}" for n in range(200)]
+    path.write_text("\n".join(["who,ward,number,bed,kind", *rows]))
     task = load_task("csv", options(path, classes=("yes", "no")))
     inputs, codes = task.train.tensors[0], task.people.ids.codes
     for one in range(len(codes)):

@@ -97,8 +97,8 @@ def _text(path: Path, encoding: str | None, limit: int) -> str:
         raise TaskDataError(
             f"it must be {name} text, and byte {error.start} is not",
             where=repr(printable(path.name)),
-            cure="Name its encoding by --encoding (files of Western Europe: latin-1, of Windows: cp1252), or convert "
-            "it to UTF-8",
+            cure="Convert it to UTF-8, or give hushgrad train and data its encoding: --encoding latin-1 (Western "
+            "Europe), cp1252 (Windows there)",
         ) from None
     return text.removeprefix("\ufeff")
 
@@ -132,7 +132,7 @@ def make_table(columns: tuple[str, ...], lines: list[tuple[int, list[str]]], nam
             raise TaskDataError(
                 f"expected {len(columns)} cells, got {len(cells)}",
                 where=f"{name!r}, line {number}",
-                cure="Repair that line; where another character divides the cells, name it by --delimiter",
+                cure="Repair that line; where another character divides the cells, give hushgrad train --delimiter",
             )
     if not lines:
         raise TaskDataError("it has no rows under its header", where=repr(name), cure="Add rows")
