@@ -15,6 +15,7 @@ from hushgrad.study.preparation import prepare
 from hushgrad.study.report.run_facts import run_facts
 from hushgrad.study.run import run
 from hushgrad.study.tasks import TaskOptions, load_task
+from hushgrad.study.tasks.people import People
 from hushgrad.study.training import train
 
 SENTENCES = 300
@@ -112,6 +113,16 @@ def test_a_task_without_a_preparation_is_ready(folder):
     aim = config(folder, "hashed", None, target_epsilon=4.0)
     task = load_task("text", aim.options)
     assert prepare(aim, task, None).task is task
+
+
+def test_what_is_counted_for_one_record_is_refused_where_epsilon_is_for_people(folder, tmp_path):
+    """Guarantee: nothing is charged for a record where a person has several."""
+    private = config(folder, target_epsilon=4.0)
+    task = load_task("text", private.options)
+    of_people = replace(task, people=People.of(["a", "b"] * (len(task.train) // 2), SENTENCES, "who"))
+    with pytest.raises(InvalidArgumentError, match="bounded for one record, and ε is to be for people"):
+        prepare(private, of_people, tmp_path / "ledger.jsonl")
+    assert not (tmp_path / "ledger.jsonl").exists()
 
 
 def test_an_ordinary_run_counts_without_a_ledger(folder, tmp_path):

@@ -109,7 +109,16 @@ def check_budget(config: RunConfig, task: Task) -> None:
 
 
 def _asked(config: RunConfig, task: Task, preparation: Preparation) -> Asked:
-    """Return the release of a preparation: under the relation of training, with the noise that keeps it at its ε."""
+    """Return the release of a preparation: under the relation of training, with the noise that keeps it at its ε.
+
+    Raises InvalidArgumentError where ε is for people: a release bounds what one of their records adds.
+    """
+    if task.people is not None:
+        raise InvalidArgumentError(
+            "what is counted before training is bounded for one record, and ε is to be for people with several",
+            where="person",
+            cure="Leave out what is counted, and give public numbers in its place",
+        )
     privacy, delta, relation = config.privacy, DEFAULT_DELTA, ADD_REMOVE_ONE
     if privacy is not None:
         delta, relation = privacy.delta, privacy.scheme(config.batch_size, len(task.train)).adjacency

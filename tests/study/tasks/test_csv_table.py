@@ -155,6 +155,9 @@ def test_new_rows_are_read_as_the_training_rows_were_or_refused(tmp_path):
     rows = [encoder.encode(encoder.read(tmp_path / name)) for name in ("a.csv", "b.csv", "c.csv")]
     assert torch.equal(rows[0], rows[1])
     assert torch.equal(rows[0], rows[2])
+    (tmp_path / "d.csv").write_bytes(LATIN.encode("utf-16-le"))
+    wide = load(tmp_path / "d.csv", target="y", encoding="utf-16-le").encoder
+    assert torch.equal(wide.encode(wide.read(tmp_path / "d.csv")), rows[0])
     points = load(tmp_path / "c.csv", target="y").encoder
     with pytest.raises(TaskDataError, match="numbers have decimal commas, and the model was trained on points"):
         points.read(tmp_path / "b.csv")

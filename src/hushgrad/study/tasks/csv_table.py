@@ -41,20 +41,10 @@ def load(options: TaskOptions) -> Task:
     source = read_source(options)
     columns = _features(source, options)
     labels = Labels(source.target, options.target_edges, source.spelling)
-    of_train, of_test = labels.of(source.train), labels.of(source.test)
-    asked = options.classes or source.schema.classes(source.target)
-    known = source.classes or labels.intervals or asked or labels.found_in(of_train, of_test)
-    outside = () if source.classes or labels.intervals or asked else (CLASSES_WERE_READ,)
-    if source.classes is not None and not set(of_train) | set(of_test) <= set(known):
-        raise TaskDataError(
-            "it holds a label that the data set's description does not list",
-            where=f"column {printable(source.target)!r}",
-            cure="Fetch the files again, description included",
-        )
+    known, asked, outside = _classes(source, options, labels)
     # Rows of classes that were not asked for are left out, like the other digits of MNIST.
     wanted = set(asked or known)
-    train = source.train.at(row for row, label in enumerate(of_train) if label in wanted)
-    test = source.test.at(row for row, label in enumerate(of_test) if label in wanted)
+    train, test = (_of_classes(table, labels, wanted) for table in (source.train, source.test))
     people = None
     if options.person is not None and options.records_per_person is not None:
         train, people = _people(source, train, options.person, options.records_per_person)
@@ -84,6 +74,29 @@ def load(options: TaskOptions) -> Task:
         signed_by=source.schema.signed_by,
         notices=notices(look_at(source.train, source.spelling), seen, has_people=people is not None),
     )
+
+
+def _classes(
+    source: Source, options: TaskOptions, labels: Labels
+) -> tuple[tuple[str, ...], tuple[str, ...] | None, tuple[str, ...]]:
+    """Return the classes that there are, those that were asked for (None: all), and what was read off the data."""
+    of_rows = labels.of(source.train), labels.of(source.test)
+    if labels.intervals:
+        return labels.intervals, None, ()
+    asked = options.classes or source.schema.classes(source.target)
+    if source.classes is not None and not set().union(*of_rows) <= set(source.classes):
+        raise TaskDataError(
+            "it holds a label that the data set's description does not list",
+            where=f"column {printable(source.target)!r}",
+            cure="Fetch the files again, description included",
+        )
+    declared = source.classes or asked
+    return (declared, asked, ()) if declared else (labels.found_in(*of_rows), None, (CLASSES_WERE_READ,))
+
+
+def _of_classes(table: Table, labels: Labels, wanted: set[str]) -> Table:
+    """Return the rows of the classes that are wanted."""
+    return table.at(row for row, label in enumerate(labels.of(table)) if label in wanted)
 
 
 def _features(source: Source, options: TaskOptions) -> tuple[Column, ...]:

@@ -61,12 +61,14 @@ class TableEncoder:
         Raises TaskDataError also for decimal commas where the model has learned from points: they would be texts.
         """
         delimiter = None if self.delimiter in (None, *DELIMITERS) else self.delimiter
-        try:
-            table = read_table(path, delimiter=delimiter)
-        except TaskDataError:
-            if self.encoding is None:
-                raise
-            table = read_table(path, delimiter=delimiter, encoding=self.encoding)
+        declared = self.encoding
+        if declared is None or declared.lower().startswith("utf"):
+            table = read_table(path, delimiter=delimiter, encoding=declared)
+        else:  # what is UTF-8 all through is hardly ever text in another encoding
+            try:
+                table = read_table(path, delimiter=delimiter)
+            except TaskDataError:
+                table = read_table(path, delimiter=delimiter, encoding=declared)
         if table.delimiter == ";" != self.delimiter and self.spelling.decimal == ".":
             raise TaskDataError(
                 "its cells end with semicolons, where numbers have decimal commas, and the model was trained on points",
