@@ -17,6 +17,11 @@ from hushgrad.errors import CheckpointError, InvalidArgumentError, TaskDataError
 from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.run import run
 from hushgrad.study.tasks import TaskOptions
+from hushgrad.study.tasks.encoder_file import encoding_from_json
+from hushgrad.study.tasks.encoding import encode
+from hushgrad.study.tasks.table import Table
+from hushgrad.study.tasks.tables.column import Column
+from hushgrad.study.tasks.tables.spelling import Spelling
 
 PRIVACY = Privacy(noise_multiplier=1.0, max_grad_norm=1.0, delta=1e-4)
 
@@ -295,6 +300,29 @@ def test_an_encoding_that_reads_well_and_is_another_is_refused(of_a_table, tmp_p
     del summary["encoding_digest"]  # a run of before it was kept
     (run_folder / "summary.json").write_text(json.dumps(summary))
     hushgrad.load(run_folder)
+
+
+BEFORE = {"kind": "table", "columns": ["age", "place"], "categorical": ["place"], "bounds": [["age", 0.0, 100.0]]}
+
+
+def test_a_table_of_a_run_of_before_is_encoded_as_it_was():
+    """Guarantee: rows are encoded as the training records were, or not at all."""
+    encoder, _ = encoding_from_json({**BEFORE, "features": 256})
+    columns = Column("age", bounds=(0.0, 100.0)), Column("place", "text")
+    table = Table(("age", "place"), (("30", "2024-05-31"), ("", "7")))
+    expected = encode(table, columns, spelling=Spelling(finds_dates=False), features=256)
+    assert torch.equal(encoder.encode([{"age": 30, "place": "2024-05-31"}, {"age": None, "place": 7.0}]), expected)
+    encoder, _ = encoding_from_json({**BEFORE, "categorical": [], "bounds": [], "features": 256})
+    assert encoder.encode([{"age": "2024-05-31", "place": "1,5"}]).count_nonzero() <= 2  # two texts, as they were
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"categorical": ["moon"]}, {"categorical": "place"}, {"bounds": [["age", 0.0]]}, {"bounds": [["moon", 0, 1]]}],
+)
+def test_a_damaged_encoding_of_before_is_refused(change):
+    with pytest.raises(InvalidArgumentError, match="damaged"):
+        encoding_from_json({**BEFORE, "features": 256, **change})
 
 
 def test_an_encoding_of_wrong_words_is_refused(of_sentences, tmp_path):

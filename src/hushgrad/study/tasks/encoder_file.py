@@ -37,7 +37,7 @@ def encoding_from_json(value: Mapping[str, Any]) -> tuple[Encoder, tuple[str, ..
         kind, is_whole = _KINDS[value["kind"]]
         made: Encoder = kind(**fields)
         classes = _frozen(value.get("classes"))
-    except (KeyError, TypeError, AttributeError, InvalidArgumentError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, InvalidArgumentError) as error:
         raise _damaged() from error
     if not is_whole(made) or not (classes is None or _are(classes, str)):
         raise _damaged()
