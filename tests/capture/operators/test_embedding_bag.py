@@ -102,6 +102,16 @@ def test_weights_for_each_id_scale_its_row() -> None:
     )
 
 
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_a_weight_that_is_not_finite_changes_no_other_example(value: float) -> None:
+    model, weights = Bags(mode="sum").double(), weights_of(BAGS)
+    (ids, offsets), first = flat(BAGS, False), len(BAGS[0])
+    weights[0] = value
+    found = sums(copy.deepcopy(model), len(BAGS), ids, offsets, weights)
+    others = sums(model, len(BAGS) - 1, ids[first:], offsets[1:] - first, weights[first:])
+    assert distance(found, others) <= 1e-12
+
+
 @pytest.mark.parametrize("options", OPTIONS[:6], ids=str)
 def test_the_output_is_that_of_torch(options: dict[str, Any]) -> None:
     model = Bags(**options).double()

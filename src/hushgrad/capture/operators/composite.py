@@ -115,7 +115,9 @@ def _padded(context: ForwardContext, bags: _Bags) -> tuple[Tensor, Tensor | None
     counted = positions < ends.unsqueeze(1)
     positions = positions.where(counted, 0) if ids.shape[0] else positions
     padded = ids[positions]
-    scales = None if bags.sample_weights is None else bags.sample_weights[positions]
+    scales = None
+    if bags.sample_weights is not None:  # 0, and not another example's weight, which is infinite maybe: 0 × Inf is NaN
+        scales = bags.sample_weights[positions].masked_fill(~counted, 0)
     for value in (padded, scales, counted):
         if value is not None:
             context.axes.set(value, known)
