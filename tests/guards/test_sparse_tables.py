@@ -93,6 +93,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], SparseRows, type[HushgradError]
     "frozen": (lambda: nn.Sequential(nn.Embedding(7, 3).requires_grad_(False), nn.Linear(3, 2)), RULE,
                ParameterMismatchError, "no trainable parameter"),
     "a vector": (model, SparseRows(tables=("1.bias",), threshold=1.0), UnsupportedModelError, "contiguous table"),
+    "no rows": (lambda: nn.Sequential(nn.Embedding(0, 3), nn.Linear(3, 2)), RULE, UnsupportedModelError, "with values"),
     "strides of its own": (turned, RULE, UnsupportedModelError, "contiguous table"),
     "tied": (tied, RULE, UnsupportedModelError, "tied to 1.weight"),
     "nothing else is trained": (lambda: nn.Sequential(nn.Embedding(7, 3)), RULE, UnsupportedModelError, "all that is"),

@@ -261,6 +261,63 @@ def test_no_step_allocates_anything_of_the_size_of_the_table() -> None:
     assert min(largest[1:]) <= 1.5 * min(largest_allocations(20_000, 6)[1:])  # and none follows the rows there are
 
 
+class Weighted(nn.Module):
+    """A row of a table times a number of the record, which is as small as it likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items, self.bias = nn.Embedding(3, 1), nn.Parameter(torch.zeros(1))
+
+    def forward(self, ids: Tensor, times: Tensor) -> Tensor:
+        return self.items(ids).squeeze(1) * times + self.bias
+
+
+def count_of(rows: int, kind: str, threshold: float) -> int:
+    """Return how many rows pass where each record has the gradient 6 * 2**-149, of which 2**-149 is the next to 0."""
+    model, engine = Weighted(), PrivacyEngine()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    data = TensorDataset(torch.zeros(rows).long(), torch.full((rows,), 6 * 2.0**-149))
+    _, _, loader = engine.make_private(
+        module=model, optimizer=optimizer, noise_multiplier=0.0, max_grad_norm=1.0, poisson_sampling=False,
+        data_loader=DataLoader(data, batch_size=rows),
+        sparse_rows=SparseRows(tables=("items.weight",), threshold=threshold),
+    )  # fmt: skip
+    updates = seen_by(optimizer, model)
+    ids, times = next(iter(loader))
+    if kind == "session.backward":
+        engine.session.backward(model(ids, times))
+    elif kind == "engine.per_example":
+        engine.per_example(lambda out, target: out - target)(model(ids, times), torch.zeros(rows)).backward()
+    else:
+        loss = model(ids, times).mean() if kind == "mean" else F.l1_loss(model(ids, times), torch.full((rows,), -9.0))
+        loss.backward() if kind != "torch.autograd" else torch.autograd.backward([loss])
+    optimizer.step()
+    engine.session.close()
+    return updates[-1]["items.weight"].indices().shape[1]
+
+
+@pytest.mark.parametrize("kind", ["session.backward", "engine.per_example", "mean", "l1_loss"])
+def test_how_many_records_a_batch_has_decides_of_no_gradient_whether_it_is_0(kind: str) -> None:
+    """Divided by 13 before rows are counted, 6 * 2**-149 would be 0, and by 12 it would not: all counts at once."""
+    assert [count_of(rows, kind, rows - 0.5) for rows in (12, 13)] == [1, 1]
+    assert [count_of(rows, kind, rows + 0.5) for rows in (12, 13)] == [0, 0]
+
+
+def test_a_mean_that_divides_gradients_before_rows_are_counted_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="before rows of SparseRows are counted"):
+        count_of(12, "torch.autograd", 1.0)
+
+
+def test_a_table_that_got_more_rows_is_refused_before_its_rows_are_counted_for_those_of_another() -> None:
+    model = Clicks()
+    session, _ = private(model)
+    model.users.weight.data = torch.zeros(2 * USERS, DIM)
+    with pytest.raises(ContractChangedError, match="has 80 rows, and had 40"):
+        session.backward(losses(model, records(B)))
+    assert session.steps == 0
+    session.close()
+
+
 def test_counts_of_a_batch_that_is_dropped_are_dropped() -> None:
     model = Clicks()
     session, optimizer = private(model, sparse_rows=rule(threshold=0.5, rows_per_record=9))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -25,10 +27,15 @@ from hushgrad import (
     optimal_banded,
 )
 from hushgrad.accounting import PoissonSampled
+from hushgrad.accounting.events.event import Event
 from hushgrad.clipping.bound import BoundRule
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import InvalidArgumentError, UnprovenMechanismError
+from hushgrad.mechanism.noise import NoiseMechanism
+from hushgrad.noise.gaussian import Noised
+from hushgrad.randomness import KeyStream
 from hushgrad.sampling.cyclic import CyclicPoissonSampling
+from hushgrad.sampling.scheme import SamplingScheme
 
 TABLES = ("users.weight",)
 
@@ -145,6 +152,44 @@ def test_rows_are_chosen_by_counts_beside_noise_only_with_which_both_are_known_t
     sampling = PoissonSampling(0.01) if kind == "grid" else CyclicPoissonSampling(0.01, 2)
     with pytest.raises(UnprovenMechanismError, match="SparseRows"):
         Mechanism(noise=noise, sampling=sampling, **given)
+
+
+@dataclass(frozen=True)
+class Strange(NoiseMechanism):
+    """Noise of somebody else's that follows a clip rule, and is charged as Gaussian noise of another multiplier."""
+
+    noise_multiplier: float
+    charged: float = 2.0
+    deviation: float = 1.0
+    follows_rule: ClassVar[bool] = True
+
+    def std(self, sensitivity: float) -> float:
+        return self.deviation * self.noise_multiplier * sensitivity
+
+    def start(self, stream: KeyStream) -> Any:
+        return stream
+
+    def updates(
+        self, state: Any, totals: Sequence[Noised], *, sensitivity: float, divisor: float
+    ) -> list[torch.Tensor]:
+        raise NotImplementedError
+
+    def event(self, sampling: SamplingScheme, index: int = 0) -> Event:
+        return sampling.event(self.charged * self.noise_multiplier, index)
+
+    def with_noise_multiplier(self, noise_multiplier: float) -> Strange:
+        return replace(self, noise_multiplier=noise_multiplier)
+
+
+def test_counts_have_gaussian_noise_so_that_noise_which_is_charged_as_another_is_refused() -> None:
+    given: dict[str, Any] = {
+        "clipping": FlatClipping(1.0), "expected_batch_size": 8, "sampling": PoissonSampling(0.01),
+    }  # fmt: skip
+    Mechanism(noise=Strange(1.0), **given)
+    Mechanism(noise=Strange(1.0, charged=1.0), sparse_rows=rule(), **given)
+    for noise in (Strange(1.0), Strange(1.0, charged=0.5), Strange(1.0, charged=1.0, deviation=0.5)):
+        with pytest.raises(UnprovenMechanismError, match="SparseRows"):
+            Mechanism(noise=noise, sparse_rows=rule(), **given)
 
 
 def test_counts_that_take_all_of_a_steps_cost_are_refused() -> None:

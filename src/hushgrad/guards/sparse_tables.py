@@ -60,9 +60,10 @@ def _problems_of_tables(model: nn.Module, tables: Mapping[str, nn.Parameter]) ->
     for name, table in tables.items():
         if isinstance(table, nn.UninitializedParameter):
             continue  # refused as such
-        if table.ndim != 2 or not table.is_contiguous():
+        if table.ndim != 2 or not table.is_contiguous() or not table.numel():
             yield UnsupportedModelError(
-                f"is no contiguous table [rows, dim], but {list(table.shape)} with strides {list(table.stride())}",
+                f"is no contiguous table [rows, dim] with values, but {list(table.shape)} with strides "
+                f"{list(table.stride())}",
                 where=name,
                 cure="Leave it out of SparseRows(tables=...), or make it contiguous",
             )

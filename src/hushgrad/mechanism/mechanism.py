@@ -68,7 +68,6 @@ class Mechanism:
         rule = require_clip_rule(self.clipping)
         object.__setattr__(self, "sensitivity", positive_number("sensitivity", rule.sensitivity))
         self._check_rule(rule)
-        self._check_sparse_rows()
         self._std()
         event = noise.event(require_scheme(self.sampling))
         if not isinstance(event, Event):
@@ -77,6 +76,7 @@ class Mechanism:
                 where=f"the noise {type(noise).__name__}",
                 cure="Return from event() what a step costs, such as sampling.event(noise_multiplier)",
             )
+        self._check_sparse_rows(event)
         self._check_passes(event)
         size = positive_number("expected_batch_size", self.expected_batch_size)
         object.__setattr__(self, "expected_batch_size", size)
@@ -103,12 +103,21 @@ class Mechanism:
             'noise for all, such as FlatClipping(C) or GroupwiseClipping(C, noise="same")',
         )
 
-    def _check_sparse_rows(self) -> None:
-        """Refuse rows that are chosen by counts, with noise of which it is not known that counts can share its cost."""
+    def _check_sparse_rows(self, event: Event) -> None:
+        """Refuse rows that are chosen by counts, with noise of which it is not known that counts can share its cost.
+
+        The noise on counts is Gaussian: both are one release where the noise on gradients is, too.
+        """
         if self.sparse_rows is None:
             return
         require_sparse_rows(self.sparse_rows)
-        if not self.noise.follows_rule:
+        gaussian = self.noise_multiplier * self.sensitivity
+        is_gaussian = (
+            self.noise.follows_rule
+            and math.isclose(self._std(), gaussian, rel_tol=1e-9)
+            and event == self.sampling.event(self.noise_multiplier)
+        )
+        if not is_gaussian:
             raise UnprovenMechanismError(
                 f"it is not known what {self.noise.describe()} costs where it is drawn for some rows of a table alone, "
                 f"others in each step (SparseRows)",

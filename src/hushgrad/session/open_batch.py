@@ -62,8 +62,8 @@ class OpenBatch:
 
     @property
     def follows_sizes(self) -> bool:
-        """Whether the forwards so far do to gradients what may follow how large these are: 16 bits, hooks."""
-        return self._pool.is_narrow or self._parts.probe.changes_gradients
+        """Whether what is done to gradients may follow how large these are: 16 bits, hooks, rows that are counted."""
+        return self._pool.is_narrow or self._parts.probe.changes_gradients or self._counts_rows
 
     @property
     def is_watched(self) -> bool:
@@ -76,12 +76,23 @@ class OpenBatch:
 
         Not where gradients pass through 16 bits: they would be rounded after the division, and one example more or less
         would change the rounding of all others. Nor where hooks or custom functions change them, maybe by their size.
+        Nor where a record counts for the rows of a table where its gradient is not 0: the smallest ones would become 0
+        by the division, of all records at once.
         """
         return self._parts.mechanism.loss_reduction == "mean" and not self._is_undivided
 
     @property
     def _is_undivided(self) -> bool:
-        return self.passes_16_bits or self._parts.probe.changes_gradients
+        return self._rounding_shows or self._parts.probe.changes_gradients
+
+    @property
+    def _counts_rows(self) -> bool:
+        return bool(self._parts.update.sparse_tables)
+
+    @property
+    def _rounding_shows(self) -> bool:
+        """Whether what a division rounds away may move the release by more than the clip norm."""
+        return self.passes_16_bits or self._counts_rows
 
     @property
     def passes_16_bits(self) -> bool:
@@ -204,28 +215,30 @@ class OpenBatch:
         """Return what undoes the division of the losses by the number of rows.
 
         Raises:
-            UnsupportedModelError: gradients were rounded to 16 bits after that division. One record more or less would
-                change the rounding of all others' gradients, and so the sum by more than the clip norm.
+            UnsupportedModelError: gradients were rounded to 16 bits after that division, or told from 0 to count rows.
+                One record more or less would change the rounding of all others' gradients, and so the sum, or the
+                counts, by more than one record may.
         """
         pool = self._pool
-        if pool.undivided == pool.backwards and not (self.passes_16_bits and self._parts.probe.saw_own_loss):
+        if pool.undivided == pool.backwards and not (self._rounding_shows and self._parts.probe.saw_own_loss):
             return 1 / self.loss_scale
         if self._parts.mechanism.loss_reduction == "sum" and (self.loss_scale == 1 or not self.passes_16_bits):
             return 1.0
         if pool.undivided and (self._has_divided or pool.undivided < pool.backwards):
             raise UnsupportedModelError(
-                "gradients of some backwards over this item (which pass through 16 bits, hooks or custom functions) "
-                "were handed on as they are, and others were divided by the number of examples",
+                "gradients of some backwards over this item (which pass through 16 bits, hooks or custom functions, or "
+                "are of tables of SparseRows) were handed on as they are, and others were divided by the number of "
+                "examples",
                 cure="Add the losses of each example and call session.backward once for an item, or run all of its "
                 "forwards under the same autocast",
             )
-        if self.passes_16_bits:
+        if self._rounding_shows:
+            before = "they are rounded to 16 bits" if self.passes_16_bits else "rows of SparseRows are counted by them"
             raise UnsupportedModelError(
-                "a mean loss of the loop's own divides gradients by the number of examples before they are rounded to "
-                "16 bits, where they cannot be multiplied by it again (a mean inside the model that is itself taken in "
-                "16 bits, a graph that cannot be read, a backward that goes to other tensors, too, or is not "
-                "loss.backward()), so that one example changes how all others' gradients are rounded, by more than the "
-                "clip norm in sum",
+                f"a mean loss of the loop's own divides gradients by the number of examples before {before}, where "
+                f"they cannot be multiplied by it again (a mean inside the model that is itself taken in 16 bits, a "
+                f"graph that cannot be read, a backward that goes to other tensors, too, or is not loss.backward()), "
+                f"so that one example changes how all others' gradients are rounded, by more than the clip norm in sum",
                 cure="Compute the loss by engine.per_example(criterion), or call engine.session.backward(losses) with "
                 "one loss per example: both divide nothing before it is rounded",
             )

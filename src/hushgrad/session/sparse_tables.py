@@ -10,7 +10,7 @@ from collections.abc import Mapping, MutableMapping
 import torch
 from torch import Tensor, nn
 
-from hushgrad.errors import UnsupportedModelError
+from hushgrad.errors import ContractChangedError, UnsupportedModelError
 from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Contribution, accumulation_dtype
 from hushgrad.gradients.rows import Rows
@@ -48,6 +48,7 @@ class SparseTables:
 
         Raises:
             UnsupportedModelError: a table was used otherwise than by looking up its rows.
+            ContractChangedError: a table has another number of rows than when it was made private.
         """
         if self._rule is None:
             return Counts.none()
@@ -61,11 +62,16 @@ class SparseTables:
         if self._rule is not None:
             self._counts = self._counts.plus(counts)
 
-    @staticmethod
-    def _touched(name: str, parts: list[Contribution]) -> TouchedRows:
+    def _touched(self, name: str, parts: list[Contribution]) -> TouchedRows:
         joined = combine(parts) if all(isinstance(part, Rows) for part in parts) else None
         if not isinstance(joined, Rows):
             raise used_otherwise(name)
+        if joined.num_rows != self._space.sizes[name]:  # its rows would be counted for those of the next table
+            raise ContractChangedError(
+                f"has {joined.num_rows} rows, and had {self._space.sizes[name]} when it was made private",
+                where=name,
+                cure="Close the session, change the table, and make the model private again",
+            )
         return TouchedRows.of(joined)
 
     def drop(self) -> None:
