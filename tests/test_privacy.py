@@ -91,6 +91,7 @@ def test_each_name_of_a_sampling_is_among_those_of_the_test_above() -> None:
         ({"noise": "banded"}, "make_private_with_epsilon"),
         ({"noise": optimal_banded(4, 2)}, "make_private_with_epsilon"),
         ({"noise": "pink"}, "noise: must be one of"),
+        ({"sparse_rows": ("users.weight",)}, "sparse_rows: must be a SparseRows"),
     ],
 )
 def test_what_the_loops_of_frameworks_do_not_follow_is_refused_when_it_is_said(

@@ -33,6 +33,7 @@ from hushgrad.sampling.scheme import SamplingScheme
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
 from hushgrad.session.spending import calibrated
+from hushgrad.sparse_rows.rule import SparseRows, require_sparse_rows
 from hushgrad.strategies.strategy import Strategy
 
 
@@ -50,6 +51,9 @@ class Privacy:
         noise: "gaussian", or "grid": on a grid, to which sums are rounded (docs/floating-point.md).
         sampling: how records are drawn: "poisson", "balls-in-bins" (each in one random step of a pass, which is charged
             whole: a resume in its middle begins another) or "fixed-size", as in `PrivacyEngine.make_private`.
+        sparse_rows: tables of millions of rows of which each step updates some rows alone, chosen by noised counts
+            (docs/sparse-rows.md), as in `PrivacyEngine.make_private`: with "gaussian" noise and the optimizers named
+            there. In Lightning names are those in the module's one part that is trained, if it has no other.
         ledger: a path makes the record of what ran durable; integrations that have an output folder keep it there.
         spare_steps: so many steps more are paid for, for those that a crash takes away.
         phase: the name of a part of the account, which takes a `ledger`: staged training on one ledger, each stage
@@ -70,6 +74,7 @@ class Privacy:
     clipping: str | ClipRule = "flat"
     noise: str = "gaussian"
     sampling: str = "poisson"
+    sparse_rows: SparseRows | None = None
     ledger: str | os.PathLike[str] | None = None
     spare_steps: int = 0
     phase: str | None = None
@@ -91,6 +96,8 @@ class Privacy:
                 cure="Give target_epsilon, noise_multiplier, or both (then the epsilon is a budget)",
             )
         self._check_names()
+        if self.sparse_rows is not None:
+            require_sparse_rows(self.sparse_rows)
         whole_number("spare_steps", self.spare_steps, minimum=0)
         passes_of(scheme_named(self.sampling, 1, 1, 1), 1, 1, self.spare_steps)
         whole_number("group_size", self.group_size, minimum=1)
@@ -155,6 +162,7 @@ class Privacy:
             expected_batch_size=size_of(sampling, batch_size, population),
             steps=steps + self.spare_steps,
             passes=passes_of(sampling, steps, in_a_pass, self.spare_steps),
+            sparse_rows=self.sparse_rows,
         )
         if self.noise_multiplier is not None:
             return plan
