@@ -21,6 +21,7 @@ from hushgrad.checks.verification.verdict import failed_codes
 from hushgrad.clipping.bound import BoundRule
 from hushgrad.session import update
 from hushgrad.sparse_rows import selection
+from hushgrad.sparse_rows.counts import Counts
 
 N, B, SIGMA, C, WORDS = 120, 12, 1.1, 0.5, 600
 RULE = SparseRows(tables=("words.weight", "places.weight"), threshold=4.0, rows_per_record=2, count_share=0.3)
@@ -91,6 +92,17 @@ def of_one_step(choose: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda self, counts, noise_multiplier, step: choose(self, counts, noise_multiplier, 0)
 
 
+def counted_besides(of: Callable[..., Counts]) -> classmethod[Counts, ..., Counts]:
+    """Count a record for a row that none of the batch touches, as the id that fills short bags is."""
+
+    def planted(_: type[Counts], *args: Any) -> Counts:
+        counts = of(*args)
+        free = next(row for row in range(WORDS) if row not in counts.numbers.tolist())
+        return counts.plus(Counts(torch.tensor([free]), torch.ones(1, dtype=torch.float64)))
+
+    return classmethod(planted)
+
+
 class WithoutCounts(BoundRule):
     """Gradients get the noise of σ, and counts are released beside them."""
 
@@ -105,6 +117,7 @@ FAULTS: dict[str, tuple[Any, str, Any, set[str]]] = {
     "counts without noise": (selection, "standard_normal", no_noise, {"rows-touched"}),
     "counts not clipped": (SparseRows, "weights", lambda rule, n: torch.ones(len(n), dtype=torch.float64),
                            {"rows-counts"}),
+    "rows counted that nobody touches": (Counts, "of", counted_besides(Counts.of), {"rows-counts"}),
     "half the noise on counts": (SparseRows, "count_std", half_the_noise, {"rows-untouched", "rows-charge"}),
     "the same noise in every step": (selection.RowSelection, "choose", of_one_step(selection.RowSelection.choose),
                                      {"rows-independent"}),

@@ -106,8 +106,12 @@ class _Runs:
         return read_touched(chosen, counts=counts, threshold=threshold, std=self._std, false_alarm=alpha)
 
     def beside(self, batch: Any, counts: Mapping[int, float]) -> dict[int, tuple[bool, bool]]:
-        """Return whether each touched row passes just below its count and just above it, where there is no noise."""
-        found: dict[int, tuple[bool, bool]] = {}
+        """Return whether each touched row passes just below its count and just above it, where there is no noise.
+
+        A row that no record should touch, and that passes nearly 0, is among them as one that passes both.
+        """
+        least = min(counts.values(), default=1.0) * _BESIDE
+        found = {row: (True, True) for row in self._chosen(least, 0.0, batch, 1)[0].tolist() if row not in counts}
         for value in sorted(set(counts.values())):
             below, above = (
                 set(self._chosen(value * factor, 0.0, batch, 1)[0].tolist()) for factor in (1 - _BESIDE, 1 + _BESIDE)
