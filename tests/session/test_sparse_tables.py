@@ -29,7 +29,13 @@ from hushgrad import (
     privatize,
 )
 from hushgrad.accounting import PoissonSampled, read_ledger
-from hushgrad.errors import ContractChangedError, InvalidArgumentError, UnsupportedModelError, UnsupportedOptimizerError
+from hushgrad.errors import (
+    ContractChangedError,
+    InvalidArgumentError,
+    PrivateBufferError,
+    UnsupportedModelError,
+    UnsupportedOptimizerError,
+)
 from hushgrad.gradients.contribution import Plan
 from hushgrad.gradients.oracle import clipped_sum_of, one_at_a_time
 from hushgrad.parallel.world import World
@@ -306,6 +312,20 @@ def test_how_many_records_a_batch_has_decides_of_no_gradient_whether_it_is_0(kin
 def test_a_mean_that_divides_gradients_before_rows_are_counted_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="before rows of SparseRows are counted"):
         count_of(12, "torch.autograd", 1.0)
+
+
+def test_a_forward_that_writes_to_a_row_that_nobody_looks_up_through_memory_of_numpys_is_refused() -> None:
+    class Writing(Clicks):
+        def forward(self, ids: Tensor) -> Tensor:
+            values[-1, 0] += float(ids[0, 0]) * 1e-3
+            return super().forward(ids)
+
+    model = Writing()
+    values = model.users.weight.detach().numpy()
+    session, _ = private(model)
+    with pytest.raises(PrivateBufferError, match=r"users\.weight: a forward writes"):
+        session.backward(losses(model, records(B, users=USERS - 1)))
+    session.close()
 
 
 def test_a_table_that_got_more_rows_is_refused_before_its_rows_are_counted_for_those_of_another() -> None:
