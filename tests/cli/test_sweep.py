@@ -32,7 +32,7 @@ def test_a_sweep_of_digits_leaves_runs_table_and_pictures_and_starts_nothing_twi
     assert reported.exit_code == 0, reported.output
     assert CliRunner().invoke(main, ["report", "--check", str(tmp_path / "out")]).exit_code == 0
     told = (tmp_path / "out" / "report.json").read_text()
-    assert "test accuracy is computed on them without noise" in told
+    assert "are computed on them without noise" in told
     assert "settings chosen after looking at the results of other runs" in told
 
 

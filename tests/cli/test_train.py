@@ -150,8 +150,9 @@ def test_tensorboard_shows_every_metric_in_the_group_that_says_whether_epsilon_c
     result = train(*QUICK, "--noise-multiplier", "3", "--tensorboard", "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
     events = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
-    covered = {"covered/epoch", "covered/epsilon", "covered/lost_steps", "covered/test_accuracy"}
-    not_covered = {"loss", "train_accuracy", "examples_per_second", "seconds"}
+    tested = ("test_accuracy", "test_auc", "test_balanced_accuracy", "test_largest_class")
+    covered = {"covered/epoch", "covered/epsilon", "covered/lost_steps", *(f"covered/{name}" for name in tested)}
+    not_covered = {"loss", "train_accuracy", "train_largest_class", "examples_per_second", "seconds"}
     assert set(events.Tags()["scalars"]) == covered | {f"not_covered/{name}" for name in not_covered}
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     for tag, name in (("covered/epsilon", "epsilon"), ("not_covered/loss", "loss")):

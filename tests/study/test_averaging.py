@@ -8,7 +8,7 @@ from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.outcome import Callbacks
-from hushgrad.study.scoring import accuracy
+from hushgrad.study.scoring import score
 from hushgrad.study.tasks import TaskOptions, load_task
 from hushgrad.study.training import train
 
@@ -48,7 +48,7 @@ def test_what_is_tested_and_given_back_is_the_average(privacy):
     task = load_task("digits", TaskOptions())
     config = replace(suggested_run("digits", privacy=privacy), epochs=3, average_decay=0.9)
     model, outcome = train(config, task, Callbacks())
-    assert outcome.test_accuracy == accuracy(model, task.test, "cpu")
+    assert outcome.test_accuracy == score(model, task.test, "cpu").accuracy
     if privacy is None:
         last, _ = train(replace(config, average_decay=0.0), task, Callbacks())
         difference = nn.utils.parameters_to_vector(model.parameters()) - nn.utils.parameters_to_vector(

@@ -11,7 +11,7 @@ from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.outcome import Callbacks
-from hushgrad.study.preparation import prepare
+from hushgrad.study.preparation import Learned, prepare
 from hushgrad.study.report.run_facts import run_facts
 from hushgrad.study.run import run
 from hushgrad.study.tasks import TaskOptions, load_task
@@ -188,5 +188,5 @@ def test_a_run_whose_vocabulary_an_earlier_version_charged_as_a_step_does_not_go
         account.charge(Gaussian(3.7))
     before = ledger.read_bytes()
     with pytest.raises(InvalidArgumentError, match="where an earlier version charged it as a step"):
-        prepare(aim, load_task("text", aim.options), ledger, learned=(1, 2, 3))
+        prepare(aim, load_task("text", aim.options), ledger, Learned(vocabulary=(1, 2, 3)))
     assert ledger.read_bytes() == before

@@ -25,7 +25,7 @@ def strict(text):
     return json.loads(text, parse_constant=pytest.fail)
 
 
-def test_a_run_leaves_seven_valid_files_that_agree(tmp_path):
+def test_a_run_leaves_eight_valid_files_that_agree(tmp_path):
     finished = run(config(), tmp_path / "out")
     directory = finished.directory
     assert sorted(path.name for path in directory.path.iterdir()) == [
@@ -35,6 +35,7 @@ def test_a_run_leaves_seven_valid_files_that_agree(tmp_path):
         "ledger.jsonl",
         "metrics.jsonl",
         "model.safetensors",
+        "provenance.json",
         "summary.json",
     ]
     assert config_from_json(strict(directory.config.read_text())) == config()

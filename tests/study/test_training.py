@@ -11,7 +11,7 @@ from hushgrad.errors import DatasetError, InvalidArgumentError
 from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.outcome import Callbacks
 from hushgrad.study.run import run
-from hushgrad.study.scoring import accuracy
+from hushgrad.study.scoring import score
 from hushgrad.study.tasks import Task, TaskOptions
 from hushgrad.study.training import train
 
@@ -105,7 +105,7 @@ def test_no_noise_says_not_private_wherever_epsilon_is_shown(task):
 def test_far_apart_points_are_learned(task, privacy):
     model, outcome = train(config(privacy, epochs=6, learning_rate=0.5, momentum=0.0), task, Callbacks())
     assert outcome.test_accuracy > 0.9
-    assert outcome.test_accuracy == accuracy(model, task.test, "cpu")
+    assert outcome.test_accuracy == score(model, task.test, "cpu").accuracy
 
 
 def test_a_requested_stop_ends_the_run_after_the_running_step(task):

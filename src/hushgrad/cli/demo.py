@@ -66,6 +66,7 @@ def _compare(private: RunResult, ordinary: RunResult) -> None:
             (
                 name,
                 f"{outcome.test_accuracy:.1%}",
+                "–" if outcome.test_scores is None else f"{outcome.test_scores.largest_share:.1%}",
                 f"{epsilon_text(spent.guarantee.epsilon)} at δ = {delta_text(spent.guarantee.delta)}"
                 if spent
                 else epsilon_text(None),
@@ -74,8 +75,9 @@ def _compare(private: RunResult, ordinary: RunResult) -> None:
                 f"{outcome.seconds:.1f}",
             )
         )
-    numbers = ("test accuracy", "noise σ", "steps", "seconds")
-    print_table(("training", "test accuracy", "privacy", "noise σ", "steps", "seconds"), rows, right=numbers)
+    numbers = ("test accuracy", "largest class", "noise σ", "steps", "seconds")
+    heads = ("training", "test accuracy", "largest class", "privacy", "noise σ", "steps", "seconds")
+    print_table(heads, rows, right=numbers)
 
 
 def _where_to_look_next(folder: Path) -> None:

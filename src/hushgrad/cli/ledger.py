@@ -11,6 +11,7 @@ from hushgrad.accounting.composition import finding_of
 from hushgrad.accounting.conditions import NOISE_NOT_OBSERVED
 from hushgrad.accounting.guarantee import guarantee, round_up
 from hushgrad.accounting.ledger.contract import Contract
+from hushgrad.accounting.ledger.monitors import normal
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger
 from hushgrad.arguments import whole_number
@@ -69,10 +70,11 @@ def show(path: str, delta: float | None, group_size: int, accountant: str, as_js
                 f"{note.steps}",
                 note.about,
                 ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in note.values.items()),
+                normal(note.about),
             ]
             for note in view.notes
         ]
-        print_table(["after steps", "note of", "found"], found)
+        print_table(["after steps", "note of", "found", "normal"], found)
 
 
 @ledger.command()

@@ -30,6 +30,7 @@ COMMANDS = {
     "ledger": ("hushgrad.cli.ledger", "ledger", "Show or verify the record of what a run spent."),
     "machine": ("hushgrad.cli.machine", "machine", "Show or measure the constants by which costs are estimated."),
     "migrate": ("hushgrad.cli.migrate", "migrate", "Print the changes that a script for Opacus needs, as a diff."),
+    "status": ("hushgrad.cli.status", "status", "Sum what the runs in a folder have spent on the same data."),
     "train": ("hushgrad.cli.train", "train", "Train a model with differential privacy."),
     "verify": ("hushgrad.cli.verify", "verify", "Measure whether training does what its epsilon claims."),
 }

@@ -18,8 +18,11 @@ from hushgrad.study.report.sweep_document import is_without_a_run
 @click.option("--out", type=click.Path(path_type=Path), help="Where the report goes; default: beside the run's files.")
 @click.option("--title", help="What to call the run; default: its folder's or the sweep's name.")
 @click.option("--with-uncovered", is_flag=True, help="Show training loss too, which ε does not cover: for you alone.")
+@click.option("--with-data-digest", is_flag=True, help="Show the data file's SHA-256, which ε does not cover, too.")
 @click.option("--check", is_flag=True, help="Recompute every number of a report that is there, from the run's files.")
-def report(folder: Path, out: Path | None, title: str | None, with_uncovered: bool, check: bool) -> None:
+def report(
+    folder: Path, out: Path | None, title: str | None, with_uncovered: bool, with_data_digest: bool, check: bool
+) -> None:
     """Report on the run or the sweep in FOLDER: what it guarantees, what that rests on, what it reached.
 
     Writes report.html (one page, no scripts, no network), report.json and model-card.md. Exit code 1 where files of the
@@ -28,7 +31,7 @@ def report(folder: Path, out: Path | None, title: str | None, with_uncovered: bo
     """
     place = out or folder
     if not check:
-        made = write_report(folder.resolve(), place, name=title, uncovered=with_uncovered)
+        made = write_report(folder.resolve(), place, name=title, uncovered=with_uncovered, digest=with_data_digest)
         contradictions = made["contradictions"]
         if contradictions:
             click.secho(CONTRADICTION, fg="red", bold=True, err=True)

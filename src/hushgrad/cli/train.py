@@ -12,15 +12,16 @@ from hushgrad.cli.output import INTERRUPTED
 from hushgrad.cli.settings import given, run_options
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.configuration import RunConfig
-from hushgrad.study.directory import require_unused
 from hushgrad.study.loggers import TensorBoard
 from hushgrad.study.named_settings import AIMS, configured, merged, values_from_file, values_from_text
+from hushgrad.study.occupied import require_no_run
 from hushgrad.study.tasks import TASKS
 
 
 @click.command(name="train")
 @run_options()
 @click.option("--tensorboard", "event_files", is_flag=True, help="Write TensorBoard's files to OUT/tensorboard too.")
+@click.option("--by", metavar="NAME", help="Who runs it: kept in OUT/provenance.json, shown in the report.")
 @click.option("--out", type=click.Path(path_type=Path), help="New or empty folder for the results.")
 @click.option(
     "--resume",
@@ -33,6 +34,7 @@ def train(
     file: Path | None,
     assignments: tuple[str, ...],
     event_files: bool,
+    by: str | None,
     out: Path | None,
     stopped: Path | None,
     **flags: Any,
@@ -52,6 +54,8 @@ def train(
     from_file = {} if file is None else values_from_file(file)
     values = merged(from_file, values_from_text(assignments), given(flags))
     if stopped is not None:
+        if by is not None:
+            raise click.UsageError("--by is of a new run; one that goes on keeps the name it was begun with.")
         if _resume_on_screen(stopped, values, event_files):
             sys.exit(INTERRUPTED)
         return
@@ -62,19 +66,19 @@ def train(
             cure="Give one: --epsilon 3 has the noise chosen, --noise-multiplier 1 fixes it",
         )
     config = configured(values)
-    if _run_on_screen(config, out, event_files, fit_batch_size="batch_size" not in values):
+    if _run_on_screen(config, out, event_files, by, fit_batch_size="batch_size" not in values):
         sys.exit(INTERRUPTED)
 
 
-def _run_on_screen(config: RunConfig, out: Path, event_files: bool, *, fit_batch_size: bool) -> bool:
+def _run_on_screen(config: RunConfig, out: Path, event_files: bool, by: str | None, *, fit_batch_size: bool) -> bool:
     """Run, showing progress and the end; return whether the run was interrupted."""
     from hushgrad.study.progress import run_on_screen
 
-    require_unused(out)
+    require_no_run(out)
     aim = config.privacy.target_epsilon if config.privacy else None
     found = f" at ε = {TASKS[config.task].nearest(aim):g}" if aim is not None else ""
     click.echo(f"Settings that are not given are those found for task {config.task!r}{found}.")
-    ended = run_on_screen(config, out, loggers=_loggers(out, event_files), fit_batch_size=fit_batch_size)
+    ended = run_on_screen(config, out, loggers=_loggers(out, event_files), by=by, fit_batch_size=fit_batch_size)
     return ended.outcome.status == "interrupted"
 
 

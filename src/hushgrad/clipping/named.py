@@ -57,6 +57,8 @@ _RULES: Mapping[str, _Named] = {
 NAMES = tuple(_RULES)
 GROUPWISE = ("per-layer", "per-block", "per-parameter")
 """Those that take several norms of each example."""
+NORMALISING = ("automatic", "per-sample-adaptive")
+"""Those that bring the gradients of all examples to about the same norm: what multiplies a loss is lost."""
 
 
 def rule_named(text: str, max_grad_norm: Any, expected_batch_size: float) -> ClipRule:

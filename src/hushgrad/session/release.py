@@ -10,14 +10,13 @@ from contextlib import suppress
 from typing import Any
 
 from hushgrad.accounting.conditions import NEVER_EXAMINED, VALUES_READ, Condition
+from hushgrad.accounting.ledger.monitors import NOISE, SENSITIVITY
 from hushgrad.errors import LedgerError, NoiseMismatchError, TakenOnTrustError
 from hushgrad.parallel.agreement import conditions_of_all, require_equal_copies, together
 from hushgrad.parallel.messages import digest_of
 from hushgrad.parallel.replicas import digest, due, is_whole, require_near
 from hushgrad.session.loop import Turn
 from hushgrad.session.parts import Parts
-
-NOISE, SENSITIVITY = "noise monitor", "sensitivity monitor"
 
 
 def release(

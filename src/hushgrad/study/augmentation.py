@@ -58,10 +58,10 @@ class OverViews(nn.Module):
         return logits
 
 
-def mean_over_views(logits_BKL: Tensor, labels_B: Tensor) -> Tensor:
-    """Return the cross-entropy of each example averaged over its views, [B].
+def mean_over_views(logits_BKL: Tensor, labels_B: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
+    """Return the cross-entropy of each example averaged over its views, times the weight of its class, [B].
 
     Guarantee: an example contributes at most C to the sum, however many views it has.
     """
     labels_BK = labels_B[:, None].expand(logits_BKL.shape[:2])
-    return F.cross_entropy(logits_BKL.movedim(1, 2), labels_BK, reduction="none").mean(1)
+    return F.cross_entropy(logits_BKL.movedim(1, 2), labels_BK, weight=class_weights, reduction="none").mean(1)

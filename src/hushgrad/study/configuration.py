@@ -22,6 +22,7 @@ from hushgrad.sampling.scheme import SamplingScheme
 from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 from hushgrad.strategies.banded import INDEPENDENT
 from hushgrad.strategies.optimal_banded import optimal_banded
+from hushgrad.study.class_weights import CLASS_WEIGHTS, ClassWeights, check_class_weights
 from hushgrad.study.models import ACTIVATIONS, MODELS
 from hushgrad.study.settings import Kind, check_settings, choice, fraction, number, setting, text, whole
 from hushgrad.study.tasks import TASKS, TaskOptions
@@ -251,6 +252,18 @@ class RunConfig:
             "--average",
         ),
     )
+    class_weights: ClassWeights | None = field(
+        default=None,
+        metadata=setting(
+            CLASS_WEIGHTS,
+            "Weights of classes in the loss, as public numbers (others weigh 1); 'counted' balances classes by noised "
+            "counts.",
+        ),
+    )
+    class_weights_epsilon: float | None = field(
+        default=None,
+        metadata=setting(number(positive_number), "What counting the classes may cost of the total ε, such as 0.1."),
+    )
     loss_reduction: str = field(
         default="mean", metadata=setting(choice(("mean", "sum")), "sum: the update is not divided.")
     )
@@ -267,12 +280,19 @@ class RunConfig:
         check_settings(self)
         if self.augmentations and TASKS[self.task].shifts is None:
             raise InvalidArgumentError(f"task {self.task!r} has no images to augment", cure="Leave augmentations out")
-        own, target = self.options.vocabulary_epsilon, self.privacy.target_epsilon if self.privacy else None
-        if own is not None and target is not None and own >= target:
+        clipping = None if self.privacy is None else self.privacy.clipping
+        check_class_weights(self.class_weights, self.class_weights_epsilon, clipping)
+        target = self.privacy.target_epsilon if self.privacy else None
+        parts = {
+            "vocabulary_epsilon": self.options.vocabulary_epsilon,
+            "class_weights_epsilon": self.class_weights_epsilon,
+        }
+        counted = {name: own for name, own in parts.items() if own is not None}
+        if counted and target is not None and sum(counted.values()) >= target:
             raise InvalidArgumentError(
-                f"vocabulary_epsilon must be below the target ε {target:g}, which covers vocabulary and training "
-                f"together, got {own:g}",
-                cure="Lower vocabulary_epsilon or raise target_epsilon",
+                f"{' and '.join(counted)} must be below the target ε {target:g}, which covers what is counted and "
+                f"training together, got {sum(counted.values()):g}",
+                cure=f"Lower {' or '.join(counted)}, or raise target_epsilon",
             )
         _check_people(self)
         _check_device(self.device)
@@ -312,6 +332,12 @@ def max_grad_norm_for(task: str, target_epsilon: float | None) -> float:
 def _check_people(config: RunConfig) -> None:
     """Raise InvalidArgumentError for what does not go with whole people."""
     privacy = config.privacy
+    if config.options.person is not None and config.class_weights_epsilon is not None:
+        raise InvalidArgumentError(
+            "classes are counted over records, bounded for one of them, and ε is to be for people with several",
+            where="class_weights",
+            cure="Give public numbers in place of 'counted', such as yes:20",
+        )
     if config.options.person is None or privacy is None:
         return
     if privacy.sampling != "poisson" or privacy.max_batch_size is not None or privacy.noise in CHOSEN:

@@ -13,6 +13,7 @@ from hushgrad.study.outcome import Measurement
 
 # Okabe and Ito's palette: told apart with any kind of colour vision, and by line style as well.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+GREY = "#57606A"
 
 
 def draw_curves(measurements: Sequence[Measurement], *, title: str, delta: float | None) -> bytes:
@@ -44,6 +45,9 @@ def draw_curves(measurements: Sequence[Measurement], *, title: str, delta: float
         ls="--",
         label="test",
     )
+    scores = [m.test_scores for m in tested if m.test_scores is not None]
+    if scores:
+        accuracy.axhline(scores[-1].largest_share, color=GREY, ls=":", lw=1.5, label="largest class (test)")
     accuracy.set(title="Accuracy", ylim=(0, 1.02))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     accuracy.legend(loc="best", frameon=False)

@@ -21,10 +21,11 @@ from hushgrad.errors import InvalidArgumentError
 from hushgrad.result_file import replace_file
 from hushgrad.study.model_file import as_bytes
 from hushgrad.study.outcome import Measurement
+from hushgrad.study.scoring import Scores
 
 MOST_DIGITS = 300
 # Times show how many records were drawn.
-NOT_COVERED = ("loss", "train_accuracy", "examples_per_second", "seconds")
+NOT_COVERED = ("loss", "train_accuracy", "train_largest_class", "examples_per_second", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,11 @@ class RunDirectory:
         return self.path / "fingerprint.json"
 
     @property
+    def provenance(self) -> Path:
+        """When the run began, by whom, on which file of data; its digest is not covered by ε."""
+        return self.path / "provenance.json"
+
+    @property
     def encoding(self) -> Path:
         """How new rows become inputs of the model."""
         return self.path / "encoding.json"
@@ -89,6 +95,11 @@ class RunDirectory:
     def vocabulary(self) -> Path:
         """The hash buckets of the words that have a number of their own, where they were counted."""
         return self.path / "vocabulary.json"
+
+    @property
+    def class_counts(self) -> Path:
+        """How many training records each class has, with noise, where weights of classes follow from that."""
+        return self.path / "class_counts.json"
 
     def append_measurement(self, measurement: Measurement) -> None:
         """Add one line to the metrics, in a single write, and return when it is on disk: no summary is ahead of it."""
@@ -118,6 +129,10 @@ class RunDirectory:
         """Write the settings."""
         replace_file(self.config, (json_text(settings, indent=2) + "\n").encode())
 
+    def write_provenance(self, provenance: dict[str, Any]) -> None:
+        """Write when the run began, by whom and on what."""
+        replace_file(self.provenance, (json_text(provenance, indent=2) + "\n").encode())
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace the summary."""
         replace_file(self.summary, (json_text(summary, indent=2) + "\n").encode())
@@ -131,10 +146,25 @@ def _measurement(line: bytes) -> Measurement:
     try:
         row: dict[str, Any] = {name: value for name, value in from_json(line).items() if name != "not_covered"}
         row |= {name: float(value) for name, value in row.items() if isinstance(value, str)}  # infinity, and NaN
+        if row.get("test_scores") is not None:
+            row["test_scores"] = Scores.from_json(row["test_scores"])
         return Measurement(**row)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InvalidArgumentError(
             "a line is damaged: it is not a measurement", where="metrics.jsonl", cure="Remove the line"
+        ) from error
+
+
+def kept_numbers(path: Path, name: str) -> tuple[float, ...] | None:
+    """Return the numbers that a file of the run keeps under a name; None where it is not there."""
+    if not path.exists():
+        return None
+    try:
+        kept = from_json(path.read_text(encoding="utf-8"))[name]
+        return tuple(float(value) for value in kept)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidArgumentError(
+            "the file is damaged", where=path.name, cure="Restore it from a copy, or begin a new run"
         ) from error
 
 

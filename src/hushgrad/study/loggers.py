@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,8 +45,19 @@ def metrics_of(measurement: Measurement) -> dict[str, Metric]:
 
     Times count as not covered, because the time of a step shows how many examples were drawn.
     """
-    values = {name: value for name, value in asdict(measurement).items() if name != "step" and value is not None}
-    return {name: Metric(float(value), name not in NOT_COVERED) for name, value in values.items()}
+    values = asdict(replace(measurement, test_scores=None))
+    scores = measurement.test_scores
+    if scores is not None:
+        values |= {
+            "test_largest_class": scores.largest_share,
+            "test_balanced_accuracy": scores.balanced_accuracy,
+            "test_auc": scores.auc,
+        }
+    return {
+        name: Metric(float(value), name not in NOT_COVERED)
+        for name, value in values.items()
+        if name != "step" and value is not None
+    }
 
 
 def hand_over(logger: MetricLogger, step: int, metrics: Mapping[str, Metric], *, share_uncovered: bool = False) -> None:

@@ -14,7 +14,7 @@ from hushgrad.errors import BudgetExhaustedError
 from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.configuration import Privacy, RunConfig
 from hushgrad.study.outcome import Callbacks, Measurement, PrivacySpent, RunOutcome
-from hushgrad.study.scoring import accuracy
+from hushgrad.study.scoring import Scores, score
 from hushgrad.study.tasks import Task
 
 # An accurate epsilon takes up to a second, so it is computed this often at most.
@@ -87,18 +87,20 @@ class _Window:
 
     loss: Tensor
     right: Tensor
+    of_class: Tensor
     examples: int = 0
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
-    def on(cls, device: str) -> _Window:
-        return cls(torch.zeros((), device=device), torch.zeros((), device=device))
+    def on(cls, device: str, classes: int) -> _Window:
+        return cls(torch.zeros((), device=device), torch.zeros((), device=device), torch.zeros(classes, device=device))
 
     def add(self, loss_sum: Tensor, logits: Tensor, labels_B: Tensor) -> None:
         """Add a batch: `logits` [B, classes], or [B, K, classes] over views, which are averaged."""
         self.loss += loss_sum.detach()
         logits_BL = logits.detach() if logits.ndim == 2 else logits.detach().mean(1)
         self.right += (logits_BL.argmax(1) == labels_B).sum()
+        self.of_class.index_add_(0, labels_B, torch.ones_like(labels_B, dtype=self.of_class.dtype))
         self.examples += len(labels_B)
 
     def measurement(
@@ -106,7 +108,7 @@ class _Window:
         *,
         step: int,
         epoch: int,
-        test_accuracy: float | None,
+        test_scores: Scores | None,
         spent: PrivacySpent | None,
         seconds: float,
         trained: float,
@@ -117,11 +119,13 @@ class _Window:
             epoch=epoch,
             loss=float(self.loss) / count,
             train_accuracy=float(self.right) / count,
-            test_accuracy=test_accuracy,
+            test_accuracy=test_scores.accuracy if test_scores is not None else None,
             epsilon=spent.guarantee.epsilon if spent is not None else None,
             examples_per_second=self.examples / max(1e-9, trained - self.started),
             seconds=seconds,
             lost_steps=spent.lost_steps if spent is not None else 0,
+            train_largest_class=float(self.of_class.max()) / count,
+            test_scores=test_scores,
         )
 
 
@@ -162,8 +166,8 @@ def run_loop(
         spent = account.spent(step) if account is not None else None
         return RunOutcome(status, step, planned_steps, seconds(), tuple(measurements), spent)
 
-    def tested() -> float:
-        return accuracy(parts.released, task.test, config.device)
+    def tested() -> Scores:
+        return score(parts.released, task.test, config.device)
 
     def keep(measurement: Measurement) -> None:
         measurements.append(measurement)
@@ -173,10 +177,10 @@ def run_loop(
     def measure(window: _Window, epoch: int, *, with_test: bool) -> None:
         trained = time.perf_counter()
         spent = account.spent(step) if account is not None else None
-        accuracy_now = tested() if with_test else None
+        scores = tested() if with_test else None
         keep(
             window.measurement(
-                step=step, epoch=epoch, test_accuracy=accuracy_now, spent=spent, seconds=seconds(), trained=trained
+                step=step, epoch=epoch, test_scores=scores, spent=spent, seconds=seconds(), trained=trained
             )
         )
 
@@ -185,18 +189,19 @@ def run_loop(
         if measurements and measurements[-1].test_accuracy is None:
             unfinished = measurements[-1]
             measurements = list(callbacks.on_resume(step - 1))
-            spent = account.spent(step) if account is not None else None
+            spent, scores = account.spent(step) if account is not None else None, tested()
             keep(
                 replace(
                     unfinished,
-                    test_accuracy=tested(),
+                    test_accuracy=scores.accuracy,
+                    test_scores=scores,
                     epsilon=spent.guarantee.epsilon if spent is not None else None,
                     lost_steps=spent.lost_steps if spent is not None else 0,
                 )
             )
         status = "completed"
         callbacks.on_epoch(parts.released, outcome_now())
-    window = _Window.on(config.device)
+    window = _Window.on(config.device, task.num_classes)
     while status == "running":
         epoch = (step - shift) // steps_per_epoch + 1
         end = min(epoch * steps_per_epoch + shift, last)
@@ -220,7 +225,7 @@ def run_loop(
                 break
             if step % measure_every == 0 and not (is_tested and step == end):
                 measure(window, epoch, with_test=False)
-                window = _Window.on(config.device)
+                window = _Window.on(config.device, task.num_classes)
             if step == end:  # of an epoch that was begun before the checkpoint, the rest
                 break
         if not is_tested and status == "running":
@@ -229,5 +234,5 @@ def run_loop(
         if step == last:
             status = "completed"
         callbacks.on_epoch(parts.released, outcome_now())
-        window = _Window.on(config.device)
+        window = _Window.on(config.device, task.num_classes)
     return outcome_now()

@@ -9,6 +9,7 @@ from torch import nn
 
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger.records import LedgerHead
+from hushgrad.study.scoring import Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,9 @@ class Measurement:
     `loss` and `train_accuracy` are means over the batches since the last measurement. They are computed on training
     examples without noise, so epsilon does not cover them. `test_accuracy` is None between the ends of epochs, and
     `epsilon` is None for an ordinary run. Accuracies are fractions; `examples_per_second` counts training examples.
-    `lost_steps` were charged beside `step` and taken away by a crash: ε is that of both.
+    `lost_steps` were charged beside `step` and taken away by a crash: ε is that of both. `train_largest_class` is the
+    share of the largest class of the examples that `train_accuracy` is of, and `test_accuracy` follows from
+    `test_scores`. Both are None in files of versions that did not keep them.
     """
 
     step: int
@@ -30,6 +33,8 @@ class Measurement:
     examples_per_second: float
     seconds: float
     lost_steps: int = 0
+    train_largest_class: float | None = None
+    test_scores: Scores | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +82,19 @@ class RunOutcome:
         return self.spent.lost_steps if self.spent else 0
 
     @property
+    def last_tested(self) -> Measurement | None:
+        """The last measurement with a test; None before the first epoch's end."""
+        return next((m for m in reversed(self.measurements) if m.test_accuracy is not None), None)
+
+    @property
     def test_accuracy(self) -> float | None:
         """The last measured test accuracy, a fraction; None before the first epoch's end."""
-        return next((m.test_accuracy for m in reversed(self.measurements) if m.test_accuracy is not None), None)
+        return self.last_tested.test_accuracy if self.last_tested is not None else None
+
+    @property
+    def test_scores(self) -> Scores | None:
+        """What that accuracy follows from."""
+        return self.last_tested.test_scores if self.last_tested is not None else None
 
 
 @dataclass(frozen=True, slots=True)

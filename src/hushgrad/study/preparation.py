@@ -6,8 +6,10 @@ of the same account, planned on what is left, and the ε that is stated covers b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hushgrad.accounting.accountants import epsilon
 from hushgrad.accounting.composition import steps_of
@@ -18,6 +20,7 @@ from hushgrad.randomness import KeyStream
 from hushgrad.releases.reading import sum_over
 from hushgrad.releases.releasing import Asked, release
 from hushgrad.session.spending import events_at
+from hushgrad.study.class_weights import counting, given_weights
 from hushgrad.study.configuration import DEFAULT_DELTA, RunConfig
 from hushgrad.study.tasks import Task
 from hushgrad.study.tasks.task import Preparation
@@ -28,55 +31,88 @@ TRAINING = "training"
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prepared:
-    """A task that is ready, and the noise multiplier of its preparation; None if there was nothing to do."""
+    """A task that is ready, and the noise multipliers of its releases; None for one that there was none of.
+
+    Attributes:
+        noise_multiplier: of what the task itself had to learn (a counted vocabulary).
+        class_noise_multiplier: of the counts of classes.
+    """
 
     task: Task
     noise_multiplier: float | None = None
+    class_noise_multiplier: float | None = None
 
 
-def prepare(config: RunConfig, task: Task, ledger: Path | None, learned: tuple[int, ...] | None = None) -> Prepared:
-    """Return the task ready to be trained on.
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What a run that goes on has learned and paid for already; None for what it has not."""
 
-    `learned` is what a run that goes on has learned and paid for already: nothing is charged then.
+    vocabulary: tuple[int, ...] | None = None
+    class_counts: tuple[float, ...] | None = None
+
+
+NOTHING = Learned()
+
+
+def prepare(config: RunConfig, task: Task, ledger: Path | None, learned: Learned = NOTHING) -> Prepared:
+    """Return the task ready to be trained on, with the weights of its classes.
+
+    `learned` is what a run that goes on has learned and paid for already: nothing is charged for that.
 
     `ledger` is where the run's steps will be charged. An ordinary run has none: it prepares its task with the same
-    noise, uncharged. The noise is chosen so that the preparation alone costs its own ε at the run's δ.
+    noise, uncharged. The noise is chosen so that each release alone costs its own ε at the run's δ.
 
     Guarantee: the preparation is charged in the ledger of training, before anything is learned from the records.
 
     Raises InvalidArgumentError for a private run without a ledger, or whose ledger does not hold what it has learned,
     and what `release` raises.
     """
-    preparation = task.preparation
-    if preparation is None:
-        return Prepared(task)
+    noise = class_noise = None
+    if task.preparation is not None:
+        task, noise = _learn(config, task, task.preparation, ledger, learned.vocabulary)
+    if config.class_weights is not None and not isinstance(config.class_weights, str):
+        task = replace(task, class_weights=given_weights(config.class_weights, task.class_names))
+    counted = _counting(config, task)
+    if counted is not None:
+        task, class_noise = _learn(config, task, counted, ledger, learned.class_counts)
+    if config.privacy is not None and task.releases:
+        require_charged(ledger, task.releases)
+    return Prepared(task, noise, class_noise)
+
+
+def _learn(
+    config: RunConfig, task: Task, preparation: Preparation, ledger: Path | None, learned: tuple[Any, ...] | None
+) -> tuple[Task, float]:
+    """Return the task with what one release of its records says, and the noise multiplier of that."""
     asked = _asked(config, task, preparation)
-    if learned is not None:
-        if config.privacy is not None:
-            require_charged(ledger)
-    elif config.privacy is None:
+    if learned is None and config.privacy is None:
         total = sum_over(asked.query, preparation.records)
         learned = preparation.learned(asked.released(total, KeyStream.from_operating_system()))
-    elif ledger is None:
+    elif learned is None and ledger is None:
         raise InvalidArgumentError(
             "the preparation of a private run is a release, and must be charged",
             where="ledger",
             cure="Pass the ledger of the training",
         )
-    else:
-        sigma = asked.event.noise_multiplier
-        relation = asked.event.adjacency
+    elif learned is None:
+        assert ledger is not None
+        sigma, relation = asked.event.noise_multiplier, asked.event.adjacency
         found = release(
             preparation.query, preparation.records, ledger=ledger, noise_multiplier=sigma, adjacency=relation
         )
         learned = preparation.learned(found)
-    return Prepared(preparation.ready(learned), asked.event.noise_multiplier)
+    return preparation.ready(learned), asked.event.noise_multiplier
 
 
-def require_charged(ledger: Path | None) -> None:
-    """Raise InvalidArgumentError unless the account in `ledger` begins with a release."""
-    first = events_at(ledger)[:1]
-    if not first or steps_of(first):
+def _counting(config: RunConfig, task: Task) -> Preparation | None:
+    """Return the release of the counts of classes, where weights are to follow from them."""
+    return None if config.class_weights_epsilon is None else counting(task, config.class_weights_epsilon)
+
+
+def require_charged(ledger: Path | None, releases: int) -> None:
+    """Raise InvalidArgumentError unless the account in `ledger` begins with so many releases."""
+    first = itertools.takewhile(lambda counted: not steps_of([counted]), events_at(ledger))
+    if sum(count for _, count in first) < releases:
         raise InvalidArgumentError(
             "the task's preparation is not charged in this ledger as a release",
             where="ledger",
@@ -96,8 +132,9 @@ def check_budget(config: RunConfig, task: Task) -> None:
         return  # a target is checked against the budget where both are given
     plan = privacy.plan(config.batch_size, task.population, config.epochs, privacy.noise_multiplier, task.people)
     planned = [*plan.composition()]
-    if task.preparation is not None:
-        planned.append((_asked(config, task, task.preparation).event, 1))
+    for preparation in (task.preparation, _counting(config, task)):
+        if preparation is not None:
+            planned.append((_asked(config, task, preparation).event, 1))
     spent = epsilon(planned, privacy.delta)
     if spent > privacy.max_epsilon:
         raise InvalidArgumentError(

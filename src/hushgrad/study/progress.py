@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from hushgrad.accounting.guarantee import delta_text, round_up
+from hushgrad.accounting.meaning import in_plain_words
 from hushgrad.extras import needs_extra
+from hushgrad.session.spending import events_at
+from hushgrad.study.class_weights import ClassWeights
 from hushgrad.study.configuration import Privacy, RunConfig
 from hushgrad.study.loggers import MetricLogger
 from hushgrad.study.outcome import Measurement
 from hushgrad.study.resuming import read_config, resume, with_changes
 from hushgrad.study.run import Reporter, RunResult, run
+from hushgrad.study.score_words import auc_text, beside_accuracy, recall_text, verdict
+from hushgrad.study.status import beside
 from hushgrad.study.tasks import Task
 
 with needs_extra("study", "progress on the screen"):
@@ -34,10 +40,29 @@ def epsilon_text(epsilon: float | None) -> str:
 
 def measurement_text(measurement: Measurement) -> str:
     """Return a measurement as one line without the step."""
-    parts = [f"loss {measurement.loss:.4f}", f"train accuracy {measurement.train_accuracy:.1%}"]
+    beside = share_text(measurement.train_largest_class)
+    parts = [f"loss {measurement.loss:.4f}", f"train accuracy {measurement.train_accuracy:.1%}{beside}"]
     if measurement.test_accuracy is not None:
-        parts.append(f"test accuracy {measurement.test_accuracy:.1%}")
+        scores = measurement.test_scores
+        beside = f"{share_text(scores.largest_share)}  AUC {auc_text(scores.auc)}" if scores is not None else ""
+        parts.append(f"test accuracy {measurement.test_accuracy:.1%}{beside}")
     return "  ".join([*parts, epsilon_text(measurement.epsilon), f"{measurement.examples_per_second:,.0f} examples/s"])
+
+
+def live_text(measurement: Measurement, tested: Measurement | None) -> str:
+    """Return the line of a terminal without the step, short enough for 80 columns: of accuracies that of the test."""
+    shown = f"accuracy {measurement.train_accuracy:.1%}{share_text(measurement.train_largest_class)}"
+    if tested is not None and tested.test_accuracy is not None:
+        scores = tested.test_scores
+        beside = share_text(scores.largest_share) if scores is not None else ""
+        shown = f"test {tested.test_accuracy:.1%}{beside}"
+    rate = f"{measurement.examples_per_second:,.0f}/s"
+    return f"loss {measurement.loss:.3f} {shown} {epsilon_text(measurement.epsilon)} {rate}"
+
+
+def share_text(largest_share: float | None) -> str:
+    """Return what stands beside an accuracy: the share of the largest class of the same examples, where it is known."""
+    return "" if largest_share is None else f" (largest class {largest_share:.1%})"
 
 
 def model_text(config: RunConfig) -> str:
@@ -59,11 +84,18 @@ def settings_text(config: RunConfig) -> str:
     epochs = f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}"
     first = "first β" if config.optimizer.startswith("adam") else "momentum"
     parts = [epochs, config.optimizer, f"learning rate {config.learning_rate:g}", f"{first} {config.momentum:g}"]
+    if config.class_weights is not None:
+        parts.append(f"class weights {weights_text(config.class_weights)}")
     if config.augmentations:
         parts.append(f"{config.augmentations} views of each image")
     if config.average_decay:
         parts.append(f"parameters averaged with decay {config.average_decay:g}")
     return ", ".join(parts)
+
+
+def weights_text(weights: ClassWeights) -> str:
+    """Return weights of classes as a command line gives them."""
+    return weights if isinstance(weights, str) else ", ".join(f"{name}:{weight:g}" for name, weight in weights)
 
 
 class Screen:
@@ -74,7 +106,7 @@ class Screen:
         self._config = config
         self._planned_steps = 0
         self._next_line = 0.0
-        self._tested = ""
+        self._tested: Measurement | None = None
         roomy = (BarColumn(bar_width=16), TimeRemainingColumn(compact=True)) if console.width >= WIDE else ()
         self._progress = Progress(
             TextColumn("step"),
@@ -138,13 +170,8 @@ class Screen:
 
     def _measurement(self, measurement: Measurement) -> None:
         if measurement.test_accuracy is not None:
-            self._tested = f" test {measurement.test_accuracy:.1%}"
-        # Short enough for 80 columns with the number of steps.
-        self._progress.update(
-            self._bar,
-            description=f"loss {measurement.loss:.3f} accuracy {measurement.train_accuracy:.1%}{self._tested} "
-            f"{epsilon_text(measurement.epsilon)} {measurement.examples_per_second:,.0f}/s",
-        )
+            self._tested = measurement
+        self._progress.update(self._bar, description=live_text(measurement, self._tested))
         due = measurement.step >= self._next_line or measurement.step == self._planned_steps
         if due and not self._console.is_terminal:
             self._next_line = measurement.step + self._planned_steps / PLAIN_LINES
@@ -156,12 +183,17 @@ class Screen:
 
 
 def run_on_screen(
-    config: RunConfig, out: Path, *, loggers: Sequence[MetricLogger] = (), fit_batch_size: bool = False
+    config: RunConfig,
+    out: Path,
+    *,
+    loggers: Sequence[MetricLogger] = (),
+    by: str | None = None,
+    fit_batch_size: bool = False,
 ) -> RunResult:
-    """Run, showing progress and then the end."""
+    """Run, showing progress and then the end; `by` is who runs it, for the report."""
     console = Console()
     with Screen(console, config) as screen:
-        finished = run(config, out, screen.reporter(), loggers=loggers, fit_batch_size=fit_batch_size)
+        finished = run(config, out, screen.reporter(), loggers=loggers, by=by, fit_batch_size=fit_batch_size)
     show_end(console, finished)
     return finished
 
@@ -173,6 +205,37 @@ def resume_on_screen(stopped: Path, *, changes: Mapping[str, Any], loggers: Sequ
         finished = resume(stopped, screen.reporter(), changes=changes, loggers=loggers)
     show_end(console, finished)
     return finished
+
+
+def result_lines(finished: RunResult) -> list[str]:
+    """Return what the model reached on the test records, and a plain line where that is nothing."""
+    outcome, classes = finished.outcome, finished.task.class_names
+    accuracy, scores = outcome.test_accuracy, outcome.test_scores
+    if accuracy is None:
+        return []
+    took = f"after {outcome.steps} steps, {outcome.seconds:.1f} s."
+    if scores is None:
+        return [f"Test accuracy {accuracy:.2%} {took}"]
+    found = verdict(scores, classes)
+    lines = [f"Test accuracy {beside_accuracy(scores, classes)} {took}", f"Recall: {recall_text(scores, classes)}."]
+    return lines if found is None else [*lines, f"{found}."]
+
+
+def meaning_lines(finished: RunResult) -> tuple[str, ...]:
+    """Return what ε means in plain sentences, and that of all runs beside it on the same data; none without privacy."""
+    spent = finished.outcome.spent
+    if spent is None:
+        return ()
+    told = in_plain_words(spent.guarantee, events_at(finished.directory.ledger))
+    delta = spent.guarantee.delta
+    data = beside(finished.directory.path, delta)
+    if data is None:
+        return told
+    others = len(data.runs) - 1
+    many = "another run" if others == 1 else f"{others} other runs"
+    status = f"hushgrad status {shlex.quote(str(finished.directory.path.parent))}"
+    summed = f"{epsilon_text(data.private)} at δ = {delta_text(delta)} together"
+    return (*told, f"With {many} beside it on the same data: {summed} ({status}).")
 
 
 def show_end(console: Console, finished: RunResult) -> None:
@@ -189,13 +252,11 @@ def show_end(console: Console, finished: RunResult) -> None:
     if outcome.status == "completed" and outcome.steps < outcome.planned_steps:
         short = outcome.planned_steps - outcome.steps
         say(f"Ended {short} steps short: they paid for lost ones (--spare-steps pays for those beforehand).")
-    tested = outcome.test_accuracy
-    say(
-        f"Test accuracy {tested:.2%} after {outcome.steps} steps, {outcome.seconds:.1f} s."
-        if tested is not None
-        else ""
-    )
+    for sentence in result_lines(finished):
+        say(sentence)
     say(str(finished.summary["guarantee"]))
+    for sentence in meaning_lines(finished):
+        say(sentence)
     say("Outside the guarantee:")
     for item in finished.summary["outside_the_guarantee"]:
         say(f"  - {item}")

@@ -63,6 +63,7 @@ def resume(
             cure="Use it (hushgrad predict), or begin a longer one: --config RUN/config.json --set epochs=… --out NEW",
         )
     if directory.checkpoint.exists():
+        _require_counts(config, directory)
         RunCheckpoint.of(directory.checkpoint, config).require_continuable(directory.ledger)
     else:
         _require_nothing_trained(directory)
@@ -106,6 +107,16 @@ def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 def can_go_on(out: Path) -> bool:
     """Can the run in this folder be resumed, as far as its files tell at a glance?"""
     return (out / "config.json").is_file() and (out / "checkpoint.safetensors").is_file()
+
+
+def _require_counts(config: RunConfig, directory: RunDirectory) -> None:
+    """Weights that steps were trained with follow from counts that were paid for: others are no way to go on."""
+    if config.class_weights_epsilon is not None and not directory.class_counts.exists():
+        raise CheckpointError(
+            "it is missing, and the weights of classes follow from it",
+            where=directory.class_counts.name,
+            cure="Restore it from a copy of the run's folder, or begin a new run; what was spent stays in the ledger",
+        )
 
 
 def _require_nothing_trained(directory: RunDirectory) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,19 +9,20 @@ from typing import Any
 
 from torch import nn
 
-from hushgrad.errors import InvalidArgumentError
 from hushgrad.extras import require
 from hushgrad.result_file import replace_file
 from hushgrad.study.checkpointing import RunCheckpoint
 from hushgrad.study.config_json import config_to_json
 from hushgrad.study.configuration import RunConfig
 from hushgrad.study.curves import draw_curves
-from hushgrad.study.directory import RunDirectory, json_text, require_unused
+from hushgrad.study.directory import RunDirectory, json_text, kept_numbers
 from hushgrad.study.fingerprint import require_same_data, write_fingerprint
 from hushgrad.study.interruption import finish_step_on_interrupt
 from hushgrad.study.loggers import MetricLogger, hand_over, metrics_of
+from hushgrad.study.occupied import require_no_run
 from hushgrad.study.outcome import Callbacks, Measurement, RunOutcome
-from hushgrad.study.preparation import check_budget, prepare
+from hushgrad.study.preparation import Learned, check_budget, prepare
+from hushgrad.study.provenance import provenance_of
 from hushgrad.study.summary import summarise, title_of
 from hushgrad.study.tasks import Task, load_task
 from hushgrad.study.tasks.counted import COUNTED_BUCKETS, HASH
@@ -70,11 +70,13 @@ def run(
     *,
     loggers: Sequence[MetricLogger] = (),
     share_uncovered: bool = False,
+    by: str | None = None,
     fit_batch_size: bool = False,
 ) -> RunResult:
     """Load the task, train, and leave the results in the folder `out`.
 
-    `loggers` get every measurement as well; those that are not local get what ε covers, unless `share_uncovered`.
+    `loggers` get every measurement as well; those that are not local get what ε covers, unless `share_uncovered`. `by`
+    is who runs it, for provenance.json and the report.
 
     `fit_batch_size` says that nobody chose the batch size: where the data are few, it becomes a fourth of them.
 
@@ -85,13 +87,15 @@ def run(
 
     Guarantee: the epsilon in summary.json is never below what the model beside it has cost.
     """
-    require_unused(out)
+    require_no_run(out)
     task = load_task_of(config)
     if fit_batch_size:
         config = with_fitting_batches(config, task)
     require_fitting(config, task)
+    provenance = provenance_of(config.options.data, by)
     directory = RunDirectory.claim(out)
     directory.write_config(config_to_json(config))
+    directory.write_provenance(provenance)
     return carry_out(config, task, directory, reporter, loggers=loggers, share_uncovered=share_uncovered)
 
 
@@ -137,6 +141,9 @@ def carry_out(
     if task.vocabulary_buckets is not None and not directory.vocabulary.exists():
         words = {"hash": HASH, "buckets": COUNTED_BUCKETS, "kept": task.vocabulary_buckets}
         replace_file(directory.vocabulary, (json_text(words, indent=None) + "\n").encode())
+    if task.class_counts is not None and not directory.class_counts.exists():
+        counted = {"classes": task.class_names, "counts": task.class_counts}
+        replace_file(directory.class_counts, (json_text(counted, indent=None) + "\n").encode())
     if task.encoder is not None:
         encoding = encoding_as_json(task.encoder, task.class_names)
         replace_file(directory.encoding, (json_text(encoding, indent=None) + "\n").encode())
@@ -183,13 +190,7 @@ def carry_out(
     return RunResult(directory, task, outcome, summarise(config, prepared, model, outcome))
 
 
-def _learned(directory: RunDirectory) -> tuple[int, ...] | None:
-    """Return the buckets of a vocabulary that the run has counted and paid for; None where it has not."""
-    if not directory.vocabulary.exists():
-        return None
-    try:
-        return tuple(int(bucket) for bucket in json.loads(directory.vocabulary.read_text(encoding="utf-8"))["kept"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidArgumentError(
-            "the file is damaged", where="vocabulary.json", cure="Restore it from a copy, or begin a new run"
-        ) from error
+def _learned(directory: RunDirectory) -> Learned:
+    """Return what the run has learned and paid for: a vocabulary, counts of classes; nothing at its start."""
+    buckets, counts = kept_numbers(directory.vocabulary, "kept"), kept_numbers(directory.class_counts, "counts")
+    return Learned(None if buckets is None else tuple(map(int, buckets)), counts)

@@ -18,6 +18,8 @@ from hushgrad.study.directory import ledger_end
 from hushgrad.study.model_file import digest_of
 from hushgrad.study.outcome import RunOutcome
 from hushgrad.study.preparation import Prepared
+from hushgrad.study.provenance import now
+from hushgrad.study.score_words import scores_as_json
 from hushgrad.study.scoring import right_on
 from hushgrad.study.settings import settings_of
 from hushgrad.study.tasks import Task, TaskOptions
@@ -30,7 +32,7 @@ ORDINARY = "NOT PRIVATE: ordinary training, without clipping and without noise. 
 ALWAYS_OUTSIDE = (
     "training loss and training accuracy (metrics.jsonl, curves.png) are computed on training records without noise: "
     "keep them to yourself",
-    "the test records: test accuracy is computed on them without noise",
+    "the test records: accuracy, AUC, recall and the shares of their classes are computed on them without noise",
     "the number of training records, the batch size and every other setting count as public",
     "settings chosen after looking at the results of other runs on the same records",
 )
@@ -89,12 +91,13 @@ def asked_for(config: RunConfig) -> dict[str, Any]:
 
 def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: RunOutcome) -> dict[str, Any]:
     """Return all that a reader needs to judge a run, as JSON values. An infinite epsilon is written as "inf"."""
-    task, spent = prepared.task, outcome.spent
+    task, spent, scores = prepared.task, outcome.spent, outcome.test_scores
     held = spent.guarantee if spent else None
     return {
         "status": outcome.status,
         "private": outcome.private,
         "test_accuracy": outcome.test_accuracy,
+        "test_scores": None if scores is None else scores_as_json(scores, task.class_names),
         "epsilon": held.epsilon if held else math.inf,
         "delta": held.delta if held else None,
         "guarantee": str(held) if held else ORDINARY,
@@ -116,6 +119,8 @@ def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: 
         "schema_signed_by": task.signed_by,
         "vocabulary": vocabulary_kind(config),
         "vocabulary_noise_multiplier": prepared.noise_multiplier,
+        "class_counts_noise_multiplier": prepared.class_noise_multiplier,
+        "weights_of_classes": task.class_weights,
         "subgroups": subgroups(model, task, config.options.subgroup, config.device),
         "training_examples": len(task.train),
         "training_people": None if task.people is None else task.people.count,
@@ -128,6 +133,7 @@ def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: 
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "model_digest": digest_of(model),
         "wall_seconds": round(outcome.seconds, 3),
+        "written": now(),
         "versions": {
             "hushgrad": __version__,
             "torch": torch.__version__,

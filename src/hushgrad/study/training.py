@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hushgrad.errors import DatasetError, InvalidArgumentError
 from hushgrad.study.augmentation import OverViews, mean_over_views
 from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.checkpointing import RunCheckpoint
+from hushgrad.study.class_weights import check_names
 from hushgrad.study.configuration import OPTIMIZERS, Privacy, RunConfig
 from hushgrad.study.loop import EpsilonCache, LoopComponents, run_loop
 from hushgrad.study.models import build_model
@@ -53,8 +55,14 @@ def train(
             where="task",
             cure="Call hushgrad.study.preparation.prepare first",
         )
-    if config.privacy is not None and task.vocabulary_buckets is not None:
-        require_charged(ledger)
+    if config.class_weights is not None and task.class_weights is None:
+        raise InvalidArgumentError(
+            "the weights of classes must be known before training",
+            where="task",
+            cure="Call hushgrad.study.preparation.prepare first",
+        )
+    if config.privacy is not None and task.releases:
+        require_charged(ledger, task.releases)
     with _cpu_threads(config.threads):
         return _train(config, task, callbacks, ledger, checkpoint)
 
@@ -90,13 +98,14 @@ def _train(
     planned_steps = config.epochs * steps_of_a_pass
     average = ParameterAverage(model, config.average_decay) if config.average_decay else None
     trained = OverViews(model) if config.augmentations else model
-    parts = LoopComponents(model, trained, optimizer, loader, _plain_criterion(config), _views(config), average)
+    losses = losses_of(config, task)
+    parts = LoopComponents(model, trained, optimizer, loader, _reduced(losses, config), _views(config), average)
     if config.privacy is None:
         return parts.released, run_loop(config, task, parts, None, planned_steps, callbacks)
     engine = PrivacyEngine(ledger=ledger)
-    phase = None if task.vocabulary_buckets is None else TRAINING
+    phase = TRAINING if task.releases else None
     parts.batches = _make_private(engine, config, config.privacy, trained, optimizer, loader, task, phase)
-    parts.criterion = engine.per_example(mean_over_views if config.augmentations else nn.CrossEntropyLoss())
+    parts.criterion = engine.per_example(losses)
     account = EpsilonCache(engine, config.privacy)
     try:
         start = None
@@ -111,12 +120,21 @@ def _train(
     return parts.released, replace(outcome, spent=replace(outcome.spent, anchor=engine.session.anchor))
 
 
-def _plain_criterion(config: RunConfig) -> Callable[[Tensor, Tensor], Tensor]:
+def losses_of(config: RunConfig, task: Task) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the criterion that gives each example's loss, [B], times the weight of the example's class.
+
+    Guarantee: the loss of an example follows from that example and from public weights alone.
+    """
+    weights = None if task.class_weights is None else torch.tensor(task.class_weights, device=config.device)
+    if config.augmentations:
+        return partial(mean_over_views, class_weights=weights)
+    return nn.CrossEntropyLoss(weight=weights, reduction="none")
+
+
+def _reduced(losses: Callable[[Tensor, Tensor], Tensor], config: RunConfig) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the criterion of ordinary training: the mean or the sum of the examples' losses."""
-    if not config.augmentations:
-        return nn.CrossEntropyLoss(reduction=config.loss_reduction)
     reduce = torch.mean if config.loss_reduction == "mean" else torch.sum
-    return lambda logits, labels: reduce(mean_over_views(logits, labels))
+    return lambda logits, labels: reduce(losses(logits, labels))
 
 
 def _views(config: RunConfig) -> Callable[[Tensor], Tensor]:
@@ -133,6 +151,7 @@ def _views(config: RunConfig) -> Callable[[Tensor], Tensor]:
 
 def check_against_data(config: RunConfig, task: Task) -> None:
     """Raise if the settings cannot hold for the size of the training set."""
+    check_names(config.class_weights, task.class_names)
     people = config.privacy is not None and task.people is not None
     count, units = (task.population, "people") if people else (len(task.train), "training examples")
     if config.batch_size > count:

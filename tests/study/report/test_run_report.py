@@ -1,5 +1,6 @@
 import base64
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -95,7 +96,7 @@ def test_a_number_that_was_changed_in_the_json_on_the_page_or_in_the_model_card_
         inner = changed
         for key in place[:-1]:
             inner = inner[key]
-        inner[place[-1]] = inner[place[-1]] * 1.001 + 0.001
+        inner[place[-1]] = inner[place[-1]] * 1.001 + math.copysign(0.001, inner[place[-1]])
         found = [said for said, held in files._compare(changed, fresh) if not held]
         assert len(found) == 1, place
     for file in (PAGE, CARD):

@@ -13,6 +13,7 @@ from functools import cache
 
 from torch import Tensor
 
+from hushgrad.accounting.ledger.monitors import ALARM
 from hushgrad.errors import NoiseMismatchError
 from hushgrad.guards.monitoring.alarms import Alarms
 from hushgrad.guards.monitoring.monitor import Report
@@ -21,7 +22,6 @@ from hushgrad.strategies.strategy import Memory, Strategy
 
 VALUES = 64
 _FIRST_LOOK = 1024
-_LIMIT = 9.0
 _LARGEST_SUM = 1e5
 _RAREST = 1e-20
 _FIRST_NOTE = 16
@@ -147,7 +147,7 @@ class NoiseMonitor:
             self._seen.add(fingerprint)
 
     def _require_level(self) -> None:
-        if abs(self.standard_errors) > _LIMIT:
+        if abs(self.standard_errors) > ALARM:
             self._mismatch(
                 "not what is charged",
                 f"the noise was measured as {self.ratio:.3g} times what is charged, over {self.values} values, so "

@@ -8,7 +8,7 @@ Some differences are normal, because a run that is killed, still going on or con
 - the model may be behind the summary, after which it is written.
 
 Everything else is a contradiction: a ledger that lacks that record or holds fewer steps, and any figure (ε, δ, steps,
-σ, C, B, N, q, accuracy, parameters) in which two files differ.
+σ, C, B, N, q, accuracy, recall, parameters) in which two files differ.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from hushgrad.study.report.comparison import Comparison, shown
 from hushgrad.study.report.document import plain
 from hushgrad.study.report.metrics_agreement import metrics_rows, spent_in_metrics
 from hushgrad.study.report.model_agreement import model_rows, steps_of_model
+from hushgrad.study.report.result import result_rows
 from hushgrad.study.report.run_files import LEDGER, METRICS, MODEL, SUMMARY, RunFiles
 from hushgrad.study.report.statements import ROUNDING, Claim, held_by
 from hushgrad.study.report.summary_agreement import end_of_the_ledger, summary_rows
@@ -29,11 +30,12 @@ from hushgrad.study.report.values import same, stated_epsilon
 def agreement(files: RunFiles, delta: float) -> list[Comparison]:
     """Return, for each thing that more than one file says, whether they agree on it."""
     if files.ledger is None:
-        return [*_without_a_ledger(files), *metrics_rows(files), *model_rows(files)]
+        return [*_without_a_ledger(files), *metrics_rows(files), *result_rows(files), *model_rows(files)]
     return [
         *end_of_the_ledger(files, files.ledger),
         *summary_rows(files, files.ledger, delta),
         *metrics_rows(files),
+        *result_rows(files),
         *spent_in_metrics(files, files.ledger, delta),
         *model_rows(files),
     ]

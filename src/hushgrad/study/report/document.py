@@ -34,7 +34,8 @@ class Image:
 class Section:
     """A heading with what is under it, in this order: text, commands, facts (name, value), table, list, pictures.
 
-    A command comes with what it does. hushgrad writes it: no name of a stranger's stands in it.
+    A command comes with what it does. hushgrad writes it: no name of a stranger's stands in it. `kind` is how the page
+    shows it; a section that is no part of a model card, which goes with the model, is not `on_card`.
     """
 
     heading: str
@@ -44,6 +45,8 @@ class Section:
     points: tuple[str, ...] = ()
     commands: tuple[tuple[str, str], ...] = ()
     images: tuple[Image, ...] = field(default=(), repr=False)
+    kind: str = ""
+    on_card: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Document:
     """A whole report. `figures` are the few numbers that come first, as (value, what it is).
 
     `badge` says under the title what it is: PRIVATE, NOT_PRIVATE or NO_RUN. `contradictions` come before everything, as
-    an alarm in the badge's place, and `notices` after the figures.
+    an alarm in the badge's place, `notices` after the figures, and then `lead`: what the figures mean.
     """
 
     title: str
@@ -60,6 +63,7 @@ class Document:
     sections: tuple[Section, ...]
     contradictions: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    lead: tuple[str, ...] = ()
 
     @property
     def private(self) -> bool:
@@ -78,11 +82,6 @@ def up(value: Any) -> str:
 def percent(value: Any) -> str:
     """Return a fraction as a percentage."""
     return "–" if value is None else f"{float(value):.1%}"
-
-
-def percent_up(value: float) -> str:
-    """Return what an attacker achieves at most, as a percentage that is rounded up."""
-    return f"{round_up(100 * value, 3)}%"
 
 
 def plain(value: Any) -> str:

@@ -33,25 +33,31 @@ class ReportCheck:
     held: bool
 
 
-def gather_facts(folder: Path, *, name: str | None, uncovered: bool, replaces: Path | None = None) -> dict[str, Any]:
+def gather_facts(
+    folder: Path, *, name: str | None, uncovered: bool, digest: bool = False, replaces: Path | None = None
+) -> dict[str, Any]:
     """Return the facts of the run or the sweep in `folder`; an earlier report of the run in `replaces` is compared."""
     if (folder / "plan.json").is_file():
         return sweep_facts(folder, name=name, uncovered=uncovered)
-    return run_facts(folder, name=name, uncovered=uncovered, replaces=replaces)
+    return run_facts(folder, name=name, uncovered=uncovered, digest=digest, replaces=replaces)
 
 
-def write_report(folder: Path, out: Path, *, name: str | None = None, uncovered: bool = False) -> dict[str, Any]:
+def write_report(
+    folder: Path, out: Path, *, name: str | None = None, uncovered: bool = False, digest: bool = False
+) -> dict[str, Any]:
     """Write page, JSON and model card of the run or sweep in `folder` to `out` and return what the JSON says.
 
-    `uncovered` shows what ε does not cover as well: training loss and training accuracy. Where files contradict each
+    `uncovered` shows what ε does not cover as well: training loss and training accuracy; `digest` shows that of
+    the data file, on the page alone. Where files contradict each
     other, or a report of the run that is in `out` already, "contradictions" in the JSON names each, and page and card
     begin with them.
     """
-    facts = gather_facts(folder, name=name, uncovered=uncovered, replaces=out)
+    facts = gather_facts(folder, name=name, uncovered=uncovered, digest=digest, replaces=out)
     report = {
         "contradictions": list(contradictions(facts)),
         "made_with": _made_with(),
         "shows_uncovered": uncovered,
+        "shows_digest_of_data": digest,
         "facts": facts,
     }
     document = document_of(facts)
@@ -75,13 +81,14 @@ def check_report(folder: Path, out: Path) -> list[ReportCheck]:
         report = from_json((out / DATA).read_text(encoding="utf-8"))
         stored, made_with = report["facts"], report["made_with"]
         name, uncovered = str(stored["name"]), bool(report["shows_uncovered"])
+        digest = bool(report.get("shows_digest_of_data", False))
     except FileNotFoundError as error:
         raise InvalidArgumentError(
             "the file is missing, so there is no report to check", where=DATA, cure="Make a report first"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidArgumentError("the file is damaged", where=DATA, cure="Make the report anew") from error
-    facts = gather_facts(folder, name=name, uncovered=uncovered)
+    facts = gather_facts(folder, name=name, uncovered=uncovered, digest=digest)
     checks = [ReportCheck(f"{DATA}: {place}", held) for place, held in _compare(stored, facts)]
     checks.append(
         ReportCheck(f"{DATA}: contradictions", report.get("contradictions", []) == list(contradictions(stored)))

@@ -69,7 +69,8 @@ def markdown(document: Document) -> str:
         lines += [f"**{document.badge}**", ""]
     lines += [f"- **{escaped(value)}** {escaped(what)}" for value, what in document.figures]
     lines += [line for sentence in document.notices for line in ("", f"{escaped(sentence)}.")]
-    for section in document.sections:
+    lines += [line for sentence in document.lead for line in ("", escaped(sentence))]
+    for section in [section for section in document.sections if section.on_card]:
         lines += ["", f"### {escaped(section.heading)}", ""]
         for paragraph in section.text:
             lines += [escaped(paragraph), ""]

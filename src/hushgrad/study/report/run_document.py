@@ -8,6 +8,7 @@ from typing import Any
 
 from hushgrad.accounting.guarantee import delta_text
 from hushgrad.accounting.ledger.contract import noun_of
+from hushgrad.accounting.meaning import percent_up
 from hushgrad.study.report.comparison import contradictions
 from hushgrad.study.report.document import (
     NOT_PRIVATE,
@@ -17,10 +18,11 @@ from hushgrad.study.report.document import (
     Section,
     TextTable,
     percent,
-    percent_up,
     plain,
     up,
 )
+from hushgrad.study.report.officer import monitors, open_decisions, provenance, sign_off
+from hushgrad.study.score_words import auc_text
 from hushgrad.study.sweep.pictures import curves_picture
 
 Facts = Mapping[str, Any]
@@ -53,6 +55,7 @@ def run_document(facts: Facts) -> Document:
     figures = [
         (f"ε = {up(privacy['epsilon'])}", said),
         (percent(result["test_accuracy"]), "test accuracy"),
+        *_beside_accuracy(result["scores"]),
     ]
     if "mu" in privacy:
         power = privacy["attack"]["true_positive_rate_at"][1]
@@ -63,6 +66,8 @@ def run_document(facts: Facts) -> Document:
             figures.append((f"μ = {up(privacy['mu'])}", "Gaussian privacy"))
     sections = (
         _statement(facts),
+        provenance(facts),
+        open_decisions(facts),
         _result(facts),
         _subgroups(facts),
         _setting(facts),
@@ -72,17 +77,31 @@ def run_document(facts: Facts) -> Document:
         _attack(facts),
         _audit(facts),
         _assumptions(facts),
+        monitors(facts),
         _settings(facts),
         _recompute(facts),
+        sign_off(facts),
     )
     return Document(
         title=facts["name"],
         badge=PRIVATE if privacy["private"] else NOT_PRIVATE,
         contradictions=contradictions(facts),
         notices=tuple(facts["notices"]),
+        lead=tuple(privacy.get("in_plain_words", ())),
         figures=tuple(figures),
         sections=tuple(section for section in sections if section is not None),
     )
+
+
+def _beside_accuracy(scores: Facts | None) -> list[tuple[str, str]]:
+    """Return what the accuracy is to be measured by."""
+    if scores is None:
+        return []
+    share = percent(scores["largest_class_share"])
+    return [
+        (share, f"the largest class's share, {scores['largest_class']!r}: right by always answering it"),
+        (auc_text(scores["auc"]), "AUC on test records (0.5: chance)"),
+    ]
 
 
 def _statement(facts: Facts) -> Section:
@@ -98,13 +117,34 @@ def _result(facts: Facts) -> Section:
     accuracy = percent(result["test_accuracy"]) + (f" (standard error {100 * error:.2g} points)" if error else "")
     told = [
         ("test accuracy", accuracy),
+        *_scored(result["scores"]),
         ("test records", plain(result["test_examples"])),
         ("steps planned", plain(steps["planned"])),
         ("steps executed", plain(steps["executed"])),
         ("how it ended", facts["status"]),
         ("parameters", plain(facts["parameters"])),
     ]
-    return Section("Result", facts=tuple(told), images=_curves(facts))
+    return Section("Result", facts=tuple(told), table=_by_class(result["scores"]), images=_curves(facts))
+
+
+def _scored(scores: Facts | None) -> list[tuple[str, str]]:
+    if scores is None:
+        return []
+    return [
+        (f"always answering {scores['largest_class']!r}, the largest class", percent(scores["largest_class_share"])),
+        ("balanced accuracy (mean recall of the classes)", percent(scores["balanced_accuracy"])),
+        ("area under the ROC curve (AUC)", auc_text(scores["auc"])),
+    ]
+
+
+def _by_class(scores: Facts | None) -> TextTable | None:
+    if scores is None:
+        return None
+    rows = tuple(
+        (row["name"], str(row["count"]), str(row["right"]), str(row["answered"]), percent(row["recall"]))
+        for row in scores["by_class"]
+    )
+    return TextTable(("class", "test records", "of them right", "answered", "recall"), rows)
 
 
 def _curves(facts: Facts) -> tuple[Image, ...]:
@@ -157,8 +197,11 @@ def _accesses(facts: Facts) -> Section:
         )
         if facts["settings"].get("vocabulary_noise_multiplier") is not None:
             covered = (*covered, ("words of training records, counted with noise before training", "covered"))
+        if facts["settings"].get("class_counts_noise_multiplier") is not None:
+            covered = (*covered, ("classes of training records, counted with noise before training", "covered"))
     tuned = (
         ("tuning: settings chosen after other runs on these records", "not covered"),
+        ("how long the run took, which shows how many records were drawn", "not covered"),
         ("early stopping or choosing a checkpoint by results on these records", "not covered"),
         ("preprocessing that was fitted on the records", "not covered"),
     )
@@ -205,7 +248,10 @@ def _levels(facts: Facts) -> Section | None:
     delta = delta_text(privacy["delta"])
     others = [(f"ε by {name} at δ = {delta}", up(value)) for name, value in privacy["other_accountants"].items()]
     rows = tuple((delta_text(row["delta"]), up(row["epsilon"])) for row in privacy["epsilon_at"])
-    told = (("μ (Gaussian privacy, for δ ≥ 1e-10)", up(privacy["mu"])), ("ρ (zero-concentrated)", up(privacy["rho"])))
+    told = (
+        ("μ (Gaussian privacy, for δ ≥ 1e-10)", up(privacy["mu"])),
+        ("ρ (zero-concentrated: of the steps as if none was sampled)", up(privacy["rho"])),
+    )
     return Section(
         "ε at other δ, other accountants, other definitions",
         ("Every figure is rounded up. An accountant that gives more is not wrong, only less sharp.",),

@@ -17,17 +17,21 @@ from hushgrad.accounting.accountants import ACCOUNTANTS, epsilon_bounds
 from hushgrad.accounting.composition import Composition, steps_of
 from hushgrad.accounting.guarantee import Guarantee, as_sentence, delta_text, guarantee
 from hushgrad.accounting.ledger.view import LedgerView
+from hushgrad.accounting.meaning import in_plain_words
 from hushgrad.accounting.risk import gaussian_mu, membership_advantage, true_positive_rate, zero_concentrated
 from hushgrad.checks.auditing.audit import recomputed
 from hushgrad.errors import AccountingError, InvalidArgumentError
 from hushgrad.printable import printable
 from hushgrad.study.configuration import DEFAULT_DELTA
+from hushgrad.study.provenance import file_digest
 from hushgrad.study.report.agreement import agreement, largest_epsilon, notices
 from hushgrad.study.report.assumptions import assumptions_of
 from hushgrad.study.report.comparison import Comparison
 from hushgrad.study.report.document import plain, up
 from hushgrad.study.report.earlier import earlier_claims
-from hushgrad.study.report.run_files import LEDGER, METRICS, MODEL, SUMMARY, RunFiles, file_digest
+from hushgrad.study.report.origin import monitor_facts, provenance_facts
+from hushgrad.study.report.result import result_facts, result_notices
+from hushgrad.study.report.run_files import LEDGER, METRICS, MODEL, SUMMARY, RunFiles
 from hushgrad.study.report.statements import beyond, held_by
 from hushgrad.study.report.values import finite, same
 
@@ -37,7 +41,8 @@ DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 SETTINGS = (
     "task", "description", "target", "vocabulary", "vocabulary_epsilon",
-    "vocabulary_noise_multiplier", "classes", "model", "hidden_sizes", "activation", "optimizer",
+    "vocabulary_noise_multiplier", "classes", "class_weights", "class_weights_epsilon", "weights_of_classes",
+    "class_counts_noise_multiplier", "model", "hidden_sizes", "activation", "optimizer",
     "learning_rate", "momentum", "augmentations", "average_decay", "epochs", "expected_batch_size",
     "max_physical_batch_size", "loss_reduction", "clipping", "max_grad_norm", "noise", "noise_multiplier",
     "sampling_name", "max_batch_size", "sampling_rate", "target_epsilon", "delta", "seed", "device",
@@ -47,12 +52,18 @@ SETTINGS = (
 
 
 def run_facts(
-    folder: Path, *, name: str | None = None, uncovered: bool = False, replaces: Path | None = None
+    folder: Path,
+    *,
+    name: str | None = None,
+    uncovered: bool = False,
+    digest: bool = False,
+    replaces: Path | None = None,
 ) -> dict[str, Any]:
     """Return the facts of the run in `folder` as JSON values. An infinite number is the string "inf".
 
     `name` is how the report calls the run (None: its folder's name). `uncovered` adds what ε does not cover of the
-    curves: training loss and training accuracy. An earlier report in the folder `replaces` is compared as well.
+    curves: training loss and training accuracy; `digest` adds that of the data file, which ε does not cover either. An
+    earlier report in the folder `replaces` is compared as well.
 
     Guarantee: where files contradict each other, every contradiction is named, ε is the largest that any of them says
     and nothing is called private.
@@ -71,12 +82,14 @@ def run_facts(
         "kind": "run",
         "name": name if name is not None else folder.name,
         "status": summary["status"],
-        "notices": notices(files),
+        "notices": [*notices(files), *result_notices(files)],
         "settings": {key: summary.get(key) for key in SETTINGS},
         "versions": summary.get("versions", {}),
+        "provenance": provenance_facts(files, digest=digest),
+        "monitors": monitor_facts(files),
         "privacy": doubted(files, max([largest, *stated]), delta) if wrong else privacy_facts(files, delta),
         "steps": {"planned": summary.get("planned_steps"), "executed": _steps(files)},
-        "result": _result(files, summary),
+        "result": result_facts(files),
         "subgroups": _subgroups(summary),
         "outside_the_guarantee": list(summary.get("outside_the_guarantee", [])),
         "curves": _curves(files.measurements, uncovered),
@@ -123,6 +136,7 @@ def privacy_facts(files: RunFiles, delta: float) -> dict[str, Any]:
         "delta": delta,
         "statement": str(held),
         "conditions": [condition.as_note() for condition in held.conditions],
+        "in_plain_words": list(in_plain_words(held, ledger.events)),
         "beyond_ledger": _beyond_ledger(files, held),
         **_charged(ledger, held),
     }
@@ -238,17 +252,6 @@ def _steps(files: RunFiles) -> int | None:
     said = [] if files.ledger is None else [files.steps(files.ledger)]
     said += [row["step"] for row in files.measurements]
     return max(said, default=None)
-
-
-def _result(files: RunFiles, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the last test accuracy with its standard error from the number of test records."""
-    measured = files.measured_accuracy()
-    accuracy = summary.get("test_accuracy") if measured is None else measured
-    count = summary.get("test_examples")
-    error = (
-        math.sqrt(accuracy * (1 - accuracy) / count) if accuracy is not None and 0 <= accuracy <= 1 and count else None
-    )
-    return {"test_accuracy": accuracy, "standard_error": error, "test_examples": count}
 
 
 def _subgroups(summary: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -6,7 +6,6 @@ written after the summary. What is read later must not be behind: so the model i
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from hushgrad.accounting.composition import Composition, count_steps, steps_of
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger, view_when
 from hushgrad.arguments import open_unit_interval
+from hushgrad.study.directory import RunDirectory, kept_numbers
 from hushgrad.study.model_file import ModelContent, read_model
 from hushgrad.study.summary_file import damaged_summary, read_summary
 from hushgrad.study.sweep.results import read_measurements
@@ -30,7 +30,7 @@ class RunFiles:
 
     `known` is what the ledger said when it ended with the record whose hash the summary keeps; None where the summary
     keeps none (it is of an older version) or where the ledger never had that record. `is_torn`: whether the last line
-    of the metrics was cut off while it was written.
+    of the metrics was cut off while it was written. `class_counts`: the noised counts that weights follow from.
     """
 
     folder: Path
@@ -40,6 +40,7 @@ class RunFiles:
     ledger: LedgerView | None
     known: LedgerView | None
     is_torn: bool = False
+    class_counts: tuple[float, ...] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> RunFiles:
@@ -50,8 +51,9 @@ class RunFiles:
         path = folder / LEDGER
         ledger = read_ledger(path) if path.exists() else None
         anchor = anchor_in(summary)
+        counts = kept_numbers(RunDirectory(folder).class_counts, "counts")
         known = view_when(path, anchor) if ledger is not None and anchor is not None else None
-        return cls(folder, model, summary, measured.rows, ledger, known, measured.is_torn)
+        return cls(folder, model, summary, measured.rows, ledger, known, measured.is_torn, counts)
 
     def said(self, key: str) -> Any:
         """Return a value of the summary, None where it says nothing."""
@@ -94,10 +96,14 @@ class RunFiles:
 
     def measured_accuracy(self) -> float | None:
         """Return the last test accuracy that was measured by the step which the summary and the model are of."""
+        row = self.measured()
+        return None if row is None else row["test_accuracy"]
+
+    def measured(self) -> dict[str, Any] | None:
+        """Return the measurement of that accuracy."""
         steps = self.said("steps")
         then = [row for row in self.measurements if not isinstance(steps, int) or row["step"] <= steps]
-        tested: list[float] = [row["test_accuracy"] for row in then if row["test_accuracy"] is not None]
-        return tested[-1] if tested else None
+        return next((row for row in reversed(then) if row["test_accuracy"] is not None), None)
 
     def described(self) -> Composition:
         """Return the part of the ledger that the summary describes: up to the record it knows, or its steps."""
@@ -142,9 +148,3 @@ def first(composition: Composition, steps: int) -> Composition:
         part = [*part, (event, taken)]
         steps -= taken if event.is_step else 0
     return part
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from hushgrad._version import __version__
-from hushgrad.accounting.composition import count_steps, finding_of
+from hushgrad.accounting.composition import Composition, count_steps, finding_of
 from hushgrad.accounting.conditions import (
     CLOSED,
     DISCARDED,
@@ -18,6 +18,7 @@ from hushgrad.accounting.conditions import (
 from hushgrad.accounting.guarantee import Guarantee, delta_text, guarantee
 from hushgrad.accounting.ledger.contract import OBSERVED, ONE_RECORD
 from hushgrad.accounting.ledger.view import LedgerView
+from hushgrad.study.class_weights import balanced_weights, given_weights
 from hushgrad.study.report.comparison import Comparison, compared, shown
 from hushgrad.study.report.document import up
 from hushgrad.study.report.run_files import LEDGER, SUMMARY, RunFiles, anchor_in
@@ -70,6 +71,7 @@ def summary_rows(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[
     if counted is not None:
         found = [event.noise_multiplier for event, _ in described[:1]]
         yield compared("σ of the vocabulary in summary.json and in the ledger", [counted], found)
+    yield from _class_weights(files, described)
     rates = {event.poisson_rate for event, _ in described if event.poisson_rate is not None}
     declared = [
         ("C", "max_grad_norm", contract.max_grad_norm),
@@ -85,6 +87,27 @@ def summary_rows(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[
     for what, key, value in declared:
         if value is not None and files.said(key) is not None:
             yield compared(f"{what} in summary.json and in the ledger", files.said(key), value)
+
+
+def _class_weights(files: RunFiles, described: Composition) -> Iterator[Comparison]:
+    """Compare the weights of classes with what they follow from: numbers given, or counts that were released."""
+    asked, stated = files.said("class_weights"), files.said("weights_of_classes")
+    if asked is None and stated is None:
+        return
+    given: list[float] | None = None
+    if isinstance(asked, str):
+        given = None if files.class_counts is None else list(balanced_weights(files.class_counts))
+        noise = files.said("class_counts_noise_multiplier")
+        released = [event.noise_multiplier for event, _ in described if event.is_release and not event.is_step]
+        what = "σ of the counts of classes in summary.json and in the ledger"
+        yield compared(what, noise, released, held=any(same(noise, one) for one in released))
+    elif asked is not None:
+        given = list(given_weights([(str(name), float(weight)) for name, weight in asked], files.said("classes") or []))
+    yield Comparison(
+        "weights of classes in summary.json and by what they follow from",
+        same(stated, given),
+        {SUMMARY: shown(stated), "what they follow from": shown(given)},
+    )
 
 
 def _established(files: RunFiles, ledger: LedgerView) -> Iterator[Comparison]:

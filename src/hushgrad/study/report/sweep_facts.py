@@ -10,9 +10,10 @@ from typing import Any
 
 from hushgrad.accounting.composition import Composition, releases_of
 from hushgrad.study.configuration import DEFAULT_DELTA
+from hushgrad.study.provenance import file_digest
 from hushgrad.study.report.agreement import agreement, largest_epsilon
 from hushgrad.study.report.comparison import Comparison
-from hushgrad.study.report.run_files import LEDGER, RunFiles, anchor_in, file_digest
+from hushgrad.study.report.run_files import LEDGER, RunFiles, anchor_in
 from hushgrad.study.report.statements import held_by
 from hushgrad.study.report.values import finite
 from hushgrad.study.sweep.choosing import all_together, drawn_number

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from hushgrad.extras import needs_extra
 from hushgrad.printable import printable
-from hushgrad.study.progress import epsilon_text
+from hushgrad.study.progress import epsilon_text, share_text
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.plan import SweepPlan
 from hushgrad.study.sweep.table import Group, Row, gather, is_ordinary, read_rows
@@ -98,7 +98,13 @@ class SweepScreen:
 
 
 def _result_line(row: Row) -> str:
-    parts = (printable(row.series), row.aim, f"seed {row.seed}", f"test accuracy {_accuracy(row.test_accuracy)}")
+    beside = share_text(row.largest_class)
+    parts = (
+        printable(row.series),
+        row.aim,
+        f"seed {row.seed}",
+        f"test accuracy {_accuracy(row.test_accuracy)}{beside}",
+    )
     return "  ".join((*parts, _epsilon(row)))
 
 
@@ -119,11 +125,12 @@ def spread_text(group: Group) -> str:
 
 def show_results(console: Console, rows: list[Row]) -> None:
     """Print the table over seeds, and on a terminal the failures: elsewhere each was said when it came."""
-    table = Table("", "noise", "ε", "runs", "test accuracy", "lowest", "highest")
+    table = Table("", "noise", "ε", "runs", "test accuracy", "lowest", "highest", "largest class")
     for group in gather(rows):
         epsilon = epsilon_text(None if is_ordinary(group) else group.epsilon)
         shown = (printable(group.series), group.aim, epsilon, str(group.runs), spread_text(group))
-        table.add_row(*map(Text, (*shown, f"{group.lowest:.1%}", f"{group.highest:.1%}")))
+        ends = (f"{group.lowest:.1%}", f"{group.highest:.1%}", _accuracy(group.largest_class))
+        table.add_row(*map(Text, (*shown, *ends)))
     if table.row_count:
         console.print(table)
     for row in rows:

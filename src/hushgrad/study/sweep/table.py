@@ -28,7 +28,8 @@ class Row:
     """What came of one run. `status` is "completed", "failed", "running" or "waiting".
 
     `noise_multiplier` is None for ordinary training, `epsilon` infinite without noise; both, and the accuracy (a
-    fraction), are None until the run is completed.
+    fraction), are None until the run is completed. `largest_class` is the share of the largest class of the test
+    records: what always answering it reaches; None where the run does not say it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Row:
     steps: int | None
     test_accuracy: float | None
     error: str | None
+    largest_class: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Group:
     spread: float | None
     lowest: float
     highest: float
+    largest_class: float | None = None
 
 
 def read_rows(folder: SweepFolder, plan: SweepPlan, running: frozenset[str] = frozenset()) -> list[Row]:
@@ -81,6 +84,7 @@ def _row(folder: SweepFolder, run: PlannedRun, running: frozenset[str]) -> Row:
             steps=summary.get("steps"),
             test_accuracy=number(summary.get("test_accuracy")),
             error=error,
+            largest_class=number((summary.get("test_scores") or {}).get("largest_class_share")),
         )
 
     if folder.is_finished(run.name):
@@ -132,6 +136,7 @@ def _group(rows: list[Row]) -> Group:
         spread=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         lowest=min(accuracies),
         highest=max(accuracies),
+        largest_class=max((row.largest_class for row in rows if row.largest_class is not None), default=None),
     )
 
 

@@ -179,15 +179,15 @@ class Preparation:
     """What a task still has to learn from its training records, with noise, before a model can be trained on it.
 
     `query`, asked of all of `records`, is the one release that it takes; `epsilon` is what this may cost by itself at
-    the run's δ. `learned` makes of it what the task needs to know (`Task.vocabulary_buckets`), and `ready` of that the
-    task; both cost nothing more. `study.preparation.prepare` does all of it.
+    the run's δ. `learned` makes of it what the task needs to know (`Task.vocabulary_buckets`, `Task.class_counts`), and
+    `ready` of that the task; both cost nothing more. `study.preparation.prepare` does all of it.
     """
 
     epsilon: float
     query: Query
     records: Sequence[Any]
-    learned: Callable[[Released], tuple[int, ...]]
-    ready: Callable[[tuple[int, ...]], Task]
+    learned: Callable[[Released], tuple[Any, ...]]
+    ready: Callable[[tuple[Any, ...]], Task]
 
 
 class Encoder(Protocol):
@@ -213,7 +213,9 @@ class Task:
 
     `preparation` is None for a task that is ready; until then its training and test inputs are all padding.
     `vocabulary_buckets` are the hash buckets of a counted vocabulary, which its release has paid for. `encoder` makes
-    inputs of new rows, as those of `train` and `test` were made.
+    inputs of new rows, as those of `train` and `test` were made. `class_weights` are what losses are multiplied by;
+    `class_counts` the noised counts that they were computed from, if they were. `releases` is how many releases of the
+    records the task rests on: the account of training must hold as many.
 
     `people` says whose each training example is, where ε is for a person; None where each example is a record of its
     own. `signed_by` is who declares what the task knows of its columns. `notices` are for whoever trains, and for
@@ -234,6 +236,9 @@ class Task:
     people: People | None = None
     signed_by: str | None = None
     notices: tuple[str, ...] = ()
+    class_weights: tuple[float, ...] | None = None
+    class_counts: tuple[float, ...] | None = None
+    releases: int = 0
 
     @property
     def population(self) -> int:

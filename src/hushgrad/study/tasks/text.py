@@ -92,7 +92,7 @@ def load(options: TaskOptions) -> Task:
         encoder = SentenceEncoder(COUNTED, vocabulary.size, buckets=buckets)
         task = _encoded(train, test, known, vocabulary, outside, encoder)
         described = f"{task.description}, of which {len(buckets)} kinds have a number of their own"
-        return replace(task, description=described, vocabulary_buckets=buckets)
+        return replace(task, description=described, vocabulary_buckets=buckets, releases=1)
 
     unread = Vocabulary(lambda word: PADDING, 1)
     return replace(

@@ -9,6 +9,7 @@ from hushgrad.extras import needs_extra
 from hushgrad.study.report.document import percent, plain
 from hushgrad.study.report.run_document import run_document
 from hushgrad.study.report.run_facts import run_facts
+from hushgrad.study.score_words import auc_text
 
 CARD = "MODEL_CARD.md"
 
@@ -50,6 +51,12 @@ def _described(facts: dict[str, Any]) -> list[tuple[str, str]]:
     settings, result = facts["settings"], facts["result"]
     error = result["standard_error"]
     measured = percent(result["test_accuracy"]) + (f" (standard error {100 * error:.2g} points)" if error else "")
+    scores = result["scores"]
+    if scores is not None:
+        measured += (
+            f"; always answering {scores['largest_class']!r} {percent(scores['largest_class_share'])}; AUC "
+            f"{auc_text(scores['auc'])}; balanced accuracy {percent(scores['balanced_accuracy'])};"
+        )
     return [
         ("model", f"{plain(settings['model'])}, {plain(facts['parameters'])} parameters"),
         ("inputs", _INPUTS.get(str(settings["task"]), plain(settings["description"]))),

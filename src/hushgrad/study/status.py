@@ -1,0 +1,160 @@
+"""What the runs in a folder have spent on the same data, each and all together.
+
+A run's data are told by the SHA-256 in its provenance.json, which stays in the run's folder. A ledger whose data nobody
+can tell counts with every data set: less would be a guess. A copy of a ledger that lies beside it counts once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hushgrad.accounting.guarantee import guarantee
+from hushgrad.accounting.ledger.view import LedgerView, read_ledger, view_when
+from hushgrad.errors import HushgradError, InvalidArgumentError
+from hushgrad.printable import printable
+from hushgrad.study.directory import RunDirectory
+from hushgrad.study.provenance import read_provenance
+from hushgrad.study.summary_file import read_summary
+from hushgrad.study.sweep.choosing import all_together
+
+UNKNOWN = "not known"
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What one run has spent.
+
+    Attributes:
+        place: its folder, below the one that was asked for.
+        data: the name of its data; `key` tells them from others, None where they are not known.
+        status: "completed", "interrupted", "running", "begun", "no run" (a ledger alone) or "unreadable".
+        steps: of training and by its ledger; None for a run without privacy.
+        epsilon: of its ledger alone; infinite without privacy or where the ledger cannot be read.
+        ledger: what it says; None where there is none, or none that can be read.
+    """
+
+    place: str
+    data: str
+    key: str | None
+    status: str
+    began: str | None
+    steps: int | None
+    epsilon: float
+    ledger: LedgerView | None
+
+    @property
+    def records(self) -> int:
+        """How many records its ledger has."""
+        return 0 if self.ledger is None else self.ledger.anchor.seq + 1
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON values, without what was charged."""
+        names = ("place", "data", "status", "began", "steps")
+        epsilon = "inf" if math.isinf(self.epsilon) else self.epsilon
+        return {**{name: getattr(self, name) for name in names}, "epsilon": epsilon}
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """The runs on one data set.
+
+    Attributes:
+        name: of the data.
+        runs: those on it, and those whose data are not known.
+        private: ε of all their ledgers together; infinite where none holds for all.
+        ordinary: how many runs had no privacy at all, or a ledger that cannot be read.
+    """
+
+    name: str
+    runs: list[Spent] = field(default_factory=list)
+    private: float = 0.0
+    ordinary: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        together = "inf" if math.isinf(self.private) else self.private
+        runs = [run.as_json() for run in self.runs]
+        return {"data": self.name, "epsilon_together": together, "without_privacy": self.ordinary, "runs": runs}
+
+
+def status_of(folder: Path, delta: float) -> list[DataSet]:
+    """Return what was spent on each data set by the runs in `folder`, itself one or not, at `delta`.
+
+    Guarantee: the ε of a data set is that of all releases in all ledgers on it, each counted once.
+
+    Raises InvalidArgumentError where there is no run and no ledger.
+    """
+    found = _without_copies([_spent(place, folder, delta) for place in _places(folder)], folder)
+    if not found:
+        raise InvalidArgumentError(
+            "the folder holds no run and no ledger", where=printable(str(folder)), cure="Name the folder of the runs"
+        )
+    names: dict[str | None, str] = {run.key: run.data for run in found if run.key is not None} or {None: UNKNOWN}
+    return [_data_set(name, [run for run in found if run.key in (key, None)], delta) for key, name in names.items()]
+
+
+def beside(run: Path, delta: float) -> DataSet | None:
+    """Return the runs on the same data in the folders beside a run's, itself included; None where it is alone."""
+    place = run.resolve()
+    folder = place.parent
+    places = sorted(path.parent for path in folder.glob("*/provenance.json"))
+    found = _without_copies([_spent(other, folder, delta) for other in places], folder)
+    own = next((one for one in found if folder / one.place == place and one.key is not None), None)
+    runs = [] if own is None else [one for one in found if one.key == own.key]
+    return _data_set(own.data, runs, delta) if own is not None and len(runs) > 1 else None
+
+
+def _data_set(name: str, runs: list[Spent], delta: float) -> DataSet:
+    accounts = [run.ledger.events for run in runs if run.ledger is not None]
+    return DataSet(name, runs, all_together(accounts, delta), sum(run.ledger is None for run in runs))
+
+
+def _places(folder: Path) -> list[Path]:
+    """Return the folders that hold a run or a ledger, in the order of their names."""
+    ledgers = {path.parent for path in folder.rglob("ledger.jsonl")}
+    runs = {path.parent for path in folder.rglob("summary.json") if (path.parent / "config.json").exists()}
+    return sorted(ledgers | runs)
+
+
+def _spent(place: Path, folder: Path, delta: float) -> Spent:
+    name = printable(str(place.relative_to(folder))) if place != folder else "."
+    directory = RunDirectory(place)
+    try:
+        known = read_provenance(directory.provenance) or {"started": None, "data": None}
+        summary = read_summary(place) or {}
+        data, key = _data_of(known, summary)
+        status = str(summary.get("status") or ("begun" if directory.config.exists() else "no run"))
+        if not directory.ledger.exists():
+            return Spent(name, data, key, status, known["started"], None, math.inf, None)
+        view = read_ledger(directory.ledger)
+    except HushgradError:
+        return Spent(name, UNKNOWN, None, "unreadable", None, None, math.inf, None)
+    epsilon = guarantee(view.events, delta, contract=view.contract, conditions=view.conditions).epsilon
+    return Spent(name, data, key, status, known["started"], view.steps, epsilon, view)
+
+
+def _data_of(known: dict[str, Any], summary: dict[str, Any]) -> tuple[str, str | None]:
+    data = known["data"]
+    if data is not None:
+        return str(data["name"]), str(data["sha256"])
+    task = summary.get("task")
+    came_with_a_package = known["started"] is not None and task is not None
+    return (f"task {task}", f"task {task}") if came_with_a_package else (UNKNOWN, None)
+
+
+def _without_copies(found: list[Spent], folder: Path) -> list[Spent]:
+    """Return each ledger once: one of which another holds all, the last record included, is a copy of it."""
+    kept: list[Spent] = []
+    for one in sorted(found, key=lambda run: -run.records):  # the longest first
+        if not any(_is_copy(one, other, folder) for other in kept):
+            kept.append(one)
+    return [one for one in found if one in kept]
+
+
+def _is_copy(one: Spent, other: Spent, folder: Path) -> bool:
+    if one.ledger is None or other.ledger is None or one.ledger.run != other.ledger.run:
+        return False
+    return view_when(RunDirectory(folder / other.place).ledger, one.ledger.anchor) is not None
