@@ -12,3 +12,5 @@ exclude_patterns = ["_build"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+html_show_copyright = False

@@ -42,7 +42,7 @@ def program() -> str:
 def print_json(value: Mapping[str, Any]) -> None:
     """Print `value` as one line of valid JSON. JSON has no infinity: an infinite number is the string "inf"."""
     plain = {key: "inf" if isinstance(item, float) and math.isinf(item) else item for key, item in value.items()}
-    click.echo(json.dumps(plain, allow_nan=False, ensure_ascii=False))
+    click.echo(json.dumps(plain, allow_nan=False))
 
 
 def print_result(result: Result, out: Path | None, *, as_json: bool) -> None:
