@@ -12,7 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hushgrad.text_table import text_table, wrapped
+from hushgrad.text_table import hanging, text_table, wrapped
+
+TABLE_FROM = 110
+"""A screen of fewer columns gets a list of the checks: cells of a table would be a few words wide there."""
 
 PARTS = ("sensitivity", "noise", "sampling", "ledger", "replay")
 
@@ -174,27 +177,51 @@ class Verdict:
             )
 
     def text(self, width: int) -> str:
-        """Return the verdict with a table of all checks, in lines of at most `width` characters."""
+        """Return the verdict with all checks, in lines of at most `width` characters: a table where one has room."""
         first, *others = self._sentences()
+        checks = [self._table(width)] if width >= TABLE_FROM else [_item(check, width) for check in self.checks]
+        lines = [*wrapped(first, width), "", "\n\n".join(checks), ""]
+        for sentence in others:
+            lines += wrapped(sentence, width)
+        return "\n".join(lines)
+
+    def _table(self, width: int) -> str:
         rows = [
             [
-                f"{'✓' if check.passed else '✗'} {check.part}",
+                _head(check),
                 check.claim,
                 check.measured,
                 f"{check.sample_size:,}",
-                "exact" if check.p_value is None else f"{check.p_value:.2g}",
-                "0" if check.false_alarm == 0 else f"{check.false_alarm:.0e}",
+                _p_value(check),
+                _false_alarm(check),
                 check.power,
             ]
             for check in self.checks
         ]
         numbers = ("values", "p", "false alarm")
         heads = ("part", "claim", "measured", *numbers, "finds")
-        table = text_table(heads, rows, width=width, right=numbers, between_rows=True)
-        lines = [*wrapped(first, width), "", table, ""]
-        for sentence in others:
-            lines += wrapped(sentence, width)
-        return "\n".join(lines)
+        return text_table(heads, rows, width=width, right=numbers, between_rows=True)
+
+
+def _item(check: Check, width: int) -> str:
+    """Return a check as a paragraph."""
+    figures = f"{check.sample_size:,} values, p {_p_value(check)}, false alarm {_false_alarm(check)}"
+    lines = [f"{_head(check)}: {check.claim}", f"  found: {check.measured}", f"  {figures}"]
+    if check.power:
+        lines.append(f"  finds: {check.power}")
+    return "\n".join(part for line in lines for part in hanging(line, width))
+
+
+def _head(check: Check) -> str:
+    return f"{'✓' if check.passed else '✗'} {check.part}"
+
+
+def _p_value(check: Check) -> str:
+    return "exact" if check.p_value is None else f"{check.p_value:.2g}"
+
+
+def _false_alarm(check: Check) -> str:
+    return "0" if check.false_alarm == 0 else f"{check.false_alarm:.0e}"
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
