@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hushgrad.notebook import headline, paragraphs, table
 from hushgrad.text_table import hanging, text_table, wrapped
 
 TABLE_FROM = 110
 """A screen of fewer columns gets a list of the checks: cells of a table would be a few words wide there."""
+
+NUMBERS = ("values", "p", "false alarm")
 
 PARTS = ("sensitivity", "noise", "sampling", "ledger", "replay")
 
@@ -179,13 +182,21 @@ class Verdict:
     def text(self, width: int) -> str:
         """Return the verdict with all checks, in lines of at most `width` characters: a table where one has room."""
         first, *others = self._sentences()
-        checks = [self._table(width)] if width >= TABLE_FROM else [_item(check, width) for check in self.checks]
+        heads, rows = self._rows()
+        checks = [text_table(heads, rows, width=width, right=NUMBERS, between_rows=True)]
+        if width < TABLE_FROM:
+            checks = [_item(check, width) for check in self.checks]
         lines = [*wrapped(first, width), "", "\n\n".join(checks), ""]
         for sentence in others:
             lines += wrapped(sentence, width)
         return "\n".join(lines)
 
-    def _table(self, width: int) -> str:
+    def _repr_html_(self) -> str:
+        first, *others = self._sentences()
+        heads, rows = self._rows()
+        return f"{headline(first, good=self.passed)}{paragraphs(others)}{table(heads, rows, NUMBERS)}"
+
+    def _rows(self) -> tuple[Sequence[str], list[list[str]]]:
         rows = [
             [
                 _head(check),
@@ -198,9 +209,7 @@ class Verdict:
             ]
             for check in self.checks
         ]
-        numbers = ("values", "p", "false alarm")
-        heads = ("part", "claim", "measured", *numbers, "finds")
-        return text_table(heads, rows, width=width, right=numbers, between_rows=True)
+        return ("part", "claim", "measured", *NUMBERS, "finds"), rows
 
 
 def _item(check: Check, width: int) -> str:
