@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from hushgrad.noise.compiled import CompiledBackend
-from hushgrad.noise.gaussian import BACKEND
+from hushgrad.noise.gaussian import backend
 
 # Above this load per core at the start, other programs take a visible part of the time.
 QUIET_LOAD = 0.3
@@ -49,7 +49,7 @@ def this_machine(packages: Sequence[str]) -> Machine:
     versions = {"Python": platform.python_version()}
     for package in packages:
         versions[package] = importlib.metadata.version(package)
-    if BACKEND is CompiledBackend:
+    if backend() is CompiledBackend:
         versions["numba"] = importlib.metadata.version("numba")
     return Machine(
         processor=_processor(),

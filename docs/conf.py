@@ -12,4 +12,5 @@ exclude_patterns = ["_build"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 autodoc_typehints = "signature"
-suppress_warnings = ["myst.xref_missing"]
+autodoc_member_order = "bysource"
+html_show_copyright = False

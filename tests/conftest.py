@@ -29,6 +29,7 @@ WITH_OTHER_PACKAGES = (
     "benchmarks",  # Opacus, matplotlib, rich
     "cli",  # click, rich
     "checks",  # scipy, Opacus, click
+    "docs",  # click
     "crash",  # transformers, TRL, Lightning
     "extension",  # scipy
     "guards",  # scipy

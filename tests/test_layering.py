@@ -15,7 +15,8 @@ import hushgrad
 ROOT = Path(hushgrad.__file__).parent
 
 SHARED = (
-    *("_version", "errors", "arguments", "extras", "printable", "text_table", "result_file", "process", "randomness"),
+    *("_version", "errors", "arguments", "extras", "printable", "text_table", "notebook", "result_file"),
+    *("system", "process", "randomness"),
     "checkpoints",
     "numpy_generator",
     "strategies",

@@ -39,6 +39,23 @@ def test_importing_the_package_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
+def test_importing_the_engine_waits_for_no_compiler_and_setting_up_does() -> None:
+    """numba and scipy are imported when a session is set up, which is before anything is charged."""
+    check = """
+import sys, torch
+from hushgrad import DPSGD, FlatClipping, PoissonSampling, PrivacyEngine, privatize
+early = {"numba", "scipy"} & set(sys.modules)
+model = torch.nn.Linear(2, 2)
+sampling = PoissonSampling(rate=0.1)
+plan = DPSGD(noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=sampling, expected_batch_size=1)
+privatize(model, torch.optim.SGD(model.parameters(), lr=0.1), plan)
+from hushgrad.noise.gaussian import backend
+print(sorted(early), backend.cache_info().currsize)
+"""
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert found.stdout == "[] 1\n"
+
+
 def _public() -> Iterator[tuple[str, Any]]:
     """Yield the callables that a user of the package meets, classes with their public methods."""
     for name in hushgrad.__all__:

@@ -29,6 +29,12 @@ def test_no_line_is_wider_than_asked_for_and_no_letter_is_lost(width: int) -> No
     assert letters == sorted("".join("".join(cells) for cells in (HEADS, *ROWS)).replace(" ", ""))
 
 
+def test_no_word_is_cut_where_whole_words_fit() -> None:
+    words = ["independence", "of", "contributions", "as", "measured"]
+    text = text_table(("a", "b"), [(" ".join(words), " ".join(words))], width=2 * len("contributions") + 2)
+    assert sorted(text.split()[4:]) == sorted(2 * words)
+
+
 def test_a_table_that_cannot_fit_keeps_its_numbers_whole() -> None:
     assert "384,800" in text_table(HEADS, ROWS, width=5, right=("values",))
 

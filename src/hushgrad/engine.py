@@ -22,6 +22,7 @@ from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.mechanism.named_noise import apart, kind_of, require_fixed_order, steps_of, strategy_for, strategy_given
+from hushgrad.notebook import escaped
 from hushgrad.parallel.agreement import together
 from hushgrad.parallel.world import join_world
 from hushgrad.randomness import KeyStream
@@ -324,6 +325,12 @@ class PrivacyEngine:
         With a `group_size` k it is for k records at once.
         """
         return self.session.guarantee(delta, self._accountant, group_size=group_size)
+
+    def __repr__(self) -> str:
+        return f"<PrivacyEngine of {self._session!r}>" if self._session else "<PrivacyEngine, trains no model yet>"
+
+    def _repr_html_(self) -> str:
+        return self._session._repr_html_() if self._session else escaped(repr(self))
 
     @property
     def session(self) -> Session:

@@ -72,6 +72,12 @@ class MissingExtraError(HushgradError, ModuleNotFoundError):
     code = "DP105"
 
 
+class UnsupportedSystemError(HushgradError, ImportError):
+    """The operating system lacks what a ledger needs."""
+
+    code = "DP106"
+
+
 # 2xx: the sampler and the loop ---------------------------------------------------------------------------------------
 
 

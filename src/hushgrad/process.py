@@ -6,6 +6,8 @@ import mmap
 import os
 from contextlib import suppress
 
+import hushgrad.system  # noqa: F401 - says in a sentence what would fail below
+
 Process = tuple[int, int, bytes]
 
 _WIPE_ON_FORK = 18

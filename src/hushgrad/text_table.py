@@ -8,7 +8,7 @@ from itertools import zip_longest
 
 GAP = "  "
 LEAST = 4
-"""No column of words becomes narrower than this many characters."""
+"""No column of words becomes narrower than this many characters, nor, where all fit, than its longest word."""
 
 
 def text_table(
@@ -24,7 +24,7 @@ def text_table(
     Args:
         width: the most characters of a line; None for as many as the cells need.
         right: heads of the columns of numbers. They are set to the right and never wrapped; all others are wrapped,
-            the widest first, until the table fits.
+            the widest first, until the table fits; within words only where it could not fit otherwise.
         between_rows: leave a line empty after each row, for cells of several lines.
     """
     numbers = [head in right for head in heads]
@@ -44,6 +44,19 @@ def wrapped(text: str, width: int) -> list[str]:
     return found
 
 
+def hanging(text: str, width: int) -> list[str]:
+    """Return one line `wrapped`, no word cut, and what is carried over set in by two more spaces."""
+    start = text[: len(text) - len(text.lstrip())]
+    return textwrap.wrap(
+        text.lstrip(),
+        width,
+        initial_indent=start,
+        subsequent_indent=f"{start}  ",
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
 def _widths(
     heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[bool], width: int | None
 ) -> list[int]:
@@ -52,11 +65,16 @@ def _widths(
         for column in zip(heads, *rows, strict=True)
     ]
     words = [place for place, is_number in enumerate(numbers) if not is_number]
-    while width is not None and words and sum(widths) + len(GAP) * (len(widths) - 1) > width:
-        widest = max(words, key=widths.__getitem__)
-        if widths[widest] <= LEAST:
+    longest = [
+        max((len(word) for cell in column for word in cell.split()), default=0)
+        for column in zip(heads, *rows, strict=True)
+    ]
+    while width is not None and sum(widths) + len(GAP) * (len(widths) - 1) > width:
+        whole = [place for place in words if widths[place] > max(longest[place], LEAST)]
+        narrowed = whole or [place for place in words if widths[place] > LEAST]
+        if not narrowed:
             break
-        widths[widest] -= 1
+        widths[max(narrowed, key=widths.__getitem__)] -= 1
     return widths
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hushgrad.cli.output import program
+from hushgrad.cli import output
+from hushgrad.cli.output import print_facts, print_table, program
 
 
 @pytest.fixture
@@ -42,3 +43,25 @@ def test_another_program_of_its_name_on_the_search_path_is_not_taken_for_it(
     other.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(other.parent))
     assert program() == "'a b/bin/hushgrad'"
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_narrow_terminal_gets_lines_between_words(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(output, "on_terminal", lambda: True)
+    sentence = "Sampling: Poisson, every record independently with rate 0.0625 in every step."
+    print_facts({"epsilon": 3.0, "sampling": sentence}, sentence)
+    print_table(["event", "fields"], [["PoissonSampled", sentence]])
+    printed = capsys.readouterr().out
+    assert all(len(line) <= width for line in printed.splitlines())
+    words = printed.split()
+    assert all(words.count(word) == 3 * sentence.split().count(word) for word in set(sentence.split()))
+
+
+def test_a_pipe_gets_one_fact_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(output, "on_terminal", lambda: False)
+    print_facts({"sampling": "word " * 40}, "")
+    print_table(["a"], [["word " * 40]])
+    assert len(capsys.readouterr().out.splitlines()) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,34 @@ def test_an_image_classifier_of_lightning_is_private(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "differential privacy" in done.stdout
     assert "after 12 steps" in done.stdout
+
+
+def test_a_convolutional_network_learns_images(tmp_path: Path) -> None:
+    done = run("images.py", "--out", str(tmp_path), "--epochs", "5")
+    assert done.returncode == 0, done.stderr
+    assert "after 30 steps" in done.stdout
+    right = re.search(r"accuracy on held-out digits: ([\d.]+)%", done.stdout)
+    assert right is not None
+    assert float(right[1]) > 40  # of ten classes; about 75
+    assert (tmp_path / "model.pt").exists()
+
+
+def test_a_loop_of_ones_own_takes_its_planned_steps(tmp_path: Path) -> None:
+    done = run("own_loop.py", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "epoch 8: ε = 3.00, 0 steps left" in done.stdout
+    assert "after 160 steps" in done.stdout
+    error = re.search(r"mean squared error ([\d.]+)", done.stdout)
+    assert error is not None
+    assert float(error[1]) < 0.1  # about 0.013, of which 0.01 is the targets' own noise
+
+
+def test_made_up_patients_are_a_table(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, str(EXAMPLES / "people.py")], cwd=tmp_path, check=True)
+    assert done.returncode == 0
+    lines = (tmp_path / "people.csv").read_text().splitlines()
+    assert lines[0] == "age,ward,visits,returned"
+    assert len(lines) == 4_001
 
 
 def test_a_run_that_was_stopped_goes_on_to_its_end(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, privatize
 from hushgrad.noise import threads
-from hushgrad.noise.gaussian import BACKEND
+from hushgrad.noise.gaussian import backend
 from hushgrad.randomness import KeyStream
 
 STD = 500.0
@@ -80,7 +80,7 @@ def main(signals: int, count: int, runtime: str, seed: int) -> None:
             break
     charged = sum(times for _, times in session.charged)
     result = {
-        "backend": BACKEND.__name__,
+        "backend": backend().__name__,
         "openmp": threads._openmp() is not None,
         "steps": step + 1,
         "raised": raised,

@@ -39,9 +39,9 @@ def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads for a few thousand values, in chunks of a thousand."""
     if request.param == "arrays":
-        monkeypatch.setattr(gaussian, "BACKEND", ArrayBackend)
-    monkeypatch.setattr(gaussian.BACKEND, "size", 1000)
-    monkeypatch.setattr(gaussian.BACKEND, "worth_a_thread", 1)
+        monkeypatch.setattr(gaussian, "backend", lambda: ArrayBackend)
+    monkeypatch.setattr(gaussian.backend(), "size", 1000)
+    monkeypatch.setattr(gaussian.backend(), "worth_a_thread", 1)
     monkeypatch.setattr(gaussian, "_idle", {word: deque() for word in gaussian._idle})
     torch.set_num_threads(2)
 
@@ -101,7 +101,7 @@ def test_what_a_handler_raises_as_openmp_calls_a_share_is_raised(monkeypatch: py
 
 def draw_on_two_threads(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     torch.set_num_threads(2)
-    monkeypatch.setattr(gaussian.BACKEND, "worth_a_thread", 1)
+    monkeypatch.setattr(gaussian.backend(), "worth_a_thread", 1)
     return draw()
 
 

@@ -35,7 +35,7 @@ STD = 500.0  # of the noise on an update, σC/B
 
 @pytest.fixture(autouse=True)
 def _two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gaussian.BACKEND, "worth_a_thread", 1)
+    monkeypatch.setattr(gaussian.backend(), "worth_a_thread", 1)
     torch.set_num_threads(2)
 
 
@@ -190,7 +190,7 @@ from hushgrad.noise import gaussian, threads
 
 lost = []
 sys.unraisablehook = lambda what: lost.append(what.exc_value)
-gaussian.BACKEND.worth_a_thread = 1
+gaussian.backend().worth_a_thread = 1
 torch.set_num_threads(2)
 real = threads._openmp()
 if real is None:

@@ -34,7 +34,7 @@ def by(monkeypatch):
     """Run a function by a given backend."""
 
     def run(backend, draw):
-        monkeypatch.setattr(gaussian, "BACKEND", backend)
+        monkeypatch.setattr(gaussian, "backend", lambda: backend)
         monkeypatch.setattr(gaussian, "_idle", {word: deque() for word in gaussian._idle})
         return draw()
 

@@ -19,7 +19,7 @@ from hushgrad.noise.strips import PICKS, pick_table, remainder, strips
 from hushgrad.randomness import Address, KeyStream
 
 WIDE = (torch.float32, torch.float64)
-CHUNK_VALUES = gaussian.BACKEND.size
+CHUNK_VALUES = gaussian.backend().size
 
 
 ORIGIN = Address(0)
@@ -28,7 +28,7 @@ ORIGIN = Address(0)
 @pytest.fixture(autouse=True)
 def threads_are_cheap(monkeypatch):
     """Draws as small as those here go to all threads."""
-    monkeypatch.setattr(gaussian.BACKEND, "worth_a_thread", 1 << 15)
+    monkeypatch.setattr(gaussian.backend(), "worth_a_thread", 1 << 15)
 
 
 def draw(count, dtype=torch.float32, address=ORIGIN, seed=11):
@@ -95,7 +95,7 @@ def test_values_depend_on_key_address_count_and_dtype_only(dtype, monkeypatch):
     for count in (1, 2, 5):
         torch.set_num_threads(count)
         draws.append(draw(7 * CHUNK_VALUES + 12_345, dtype))
-    monkeypatch.setattr(gaussian.BACKEND, "size", 10_000)
+    monkeypatch.setattr(gaussian.backend(), "size", 10_000)
     monkeypatch.setattr(gaussian, "_idle", {word: deque() for word in gaussian._idle})
     draws.append(draw(7 * CHUNK_VALUES + 12_345, dtype))
     for other in draws[1:]:

@@ -50,6 +50,10 @@ def test_a_run_leaves_eight_valid_files_that_agree(tmp_path):
     assert directory.curves.read_bytes().startswith(b"\x89PNG")
     with safetensors.safe_open(directory.model, "pt") as file:
         assert file.metadata()["guarantee"] == summary["guarantee"]
+    shown = finished._repr_html_()
+    assert summary["guarantee"] in shown
+    assert f"{summary['test_accuracy']:.2%}" in shown
+    assert str(directory.path) in shown
 
 
 def test_the_summary_says_what_the_guarantee_rests_on(tmp_path):

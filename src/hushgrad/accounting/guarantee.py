@@ -24,6 +24,7 @@ from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.registry import is_own, order_of
 from hushgrad.accounting.ledger.contract import DECLARED, ONE_RECORD, Contract, Rounding, noun_of
 from hushgrad.accounting.neighbours import epsilon_of_group
+from hushgrad.notebook import headline, paragraphs
 from hushgrad.printable import full_name
 
 _DIGITS = 4
@@ -102,17 +103,26 @@ class Guarantee:
 
     def __str__(self) -> str:
         """Return the guarantee in sentences, ε rounded up; "NOT PRIVATE" comes first, or "NOT VOUCHED FOR"."""
+        return " ".join([*self._warnings(), self._claim(), *self._rests_on()])
+
+    def _repr_html_(self) -> str:
+        warnings = "".join(headline(warning, good=False) for warning in self._warnings())
+        good = self.private and self.noise_is_observed
+        return f"{warnings}{headline(self._claim(), good=good)}{paragraphs(self._rests_on())}"
+
+    def _claim(self) -> str:
         more = f" + {round_up(self.delta_of_rounding, 2)}" if self.delta_of_rounding else ""
         figures = f"({round_up(self.epsilon)}, {delta_text(self.delta)}{more})"
-        claim = (
+        return (
             f"{figures}-differential privacy (epsilon, delta) for {self.unit} under {self.adjacency} neighbours, after "
             f"{self.steps} step{'' if self.steps == 1 else 's'}."
         )
-        sentences = [*self._warnings(), claim, f"Sampling: {self.sampling}."]
+
+    def _rests_on(self) -> list[str]:
+        sentences = [f"Sampling: {self.sampling}."]
         sentences.append(f"Accountant: {self.accountant}" + (f" ({self.numerics})." if self.numerics else "."))
         told = [*self.notes, *(part.sentence for part in self.conditions if part not in TOLD_OTHERWISE)]
-        sentences += [as_sentence(note) for note in told if note]
-        return " ".join(sentences)
+        return sentences + [as_sentence(note) for note in told if note]
 
     def _warnings(self) -> list[str]:
         warnings = []

@@ -14,7 +14,7 @@ from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.accounting.risk import gaussian_mu, membership_advantage, true_positive_rate
 from hushgrad.arguments import non_negative_number
 from hushgrad.cli.options import JSON, LEDGER
-from hushgrad.cli.output import print_json, print_table
+from hushgrad.cli.output import print_json, print_table, say
 from hushgrad.cli.plan import plan_from, plan_options
 from hushgrad.extras import require
 from hushgrad.result_file import claim_file, write_file
@@ -75,7 +75,7 @@ def curve(noise_multiplier: float | None, ledger: str | None, png: str | None, a
         ["false positives", "true positives at most"], [[f"{rate:g}", round_up(power)] for rate, power in powers]
     )
     click.echo()
-    click.echo(
+    say(
         f"Membership advantage at most {round_up(advantage)}. At least as private as {round_up(mu)}-GDP at every "
         f"delta >= 1e-10."
     )

@@ -52,7 +52,7 @@ def doctor(factory: str, batch: str | None, criterion: str | None, as_json: bool
     with redirect_stdout(sys.stderr):  # what the model prints
         diagnosis = examine(model, values, criterion=_criterion(criterion), optimizer=optimizer)
     if as_json:
-        click.echo(json.dumps(diagnosis.as_json(), ensure_ascii=False, allow_nan=False))
+        click.echo(json.dumps(diagnosis.as_json(), allow_nan=False))
     else:
         print_report(diagnosis.text(screen_width()), verdict=-1, good=diagnosis.is_ready)
     if not diagnosis.is_ready:

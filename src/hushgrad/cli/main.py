@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from hushgrad._version import __version__
+from hushgrad.cli.spelling import spell_what_cannot_be_written
 from hushgrad.errors import HushgradError
 
 COMMANDS = {
@@ -38,6 +39,11 @@ COMMANDS = {
 
 class LazyGroup(click.Group):
     """A group that knows its commands' names and one-line helps, and imports a command when it is used."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command line, spelling out what the output cannot write."""
+        spell_what_cannot_be_written()
+        return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import click
 
 from hushgrad.result_file import write_file
-from hushgrad.text_table import text_table
+from hushgrad.text_table import text_table, wrapped
 
 
 class Result(Protocol):
@@ -42,7 +42,7 @@ def program() -> str:
 def print_json(value: Mapping[str, Any]) -> None:
     """Print `value` as one line of valid JSON. JSON has no infinity: an infinite number is the string "inf"."""
     plain = {key: "inf" if isinstance(item, float) and math.isinf(item) else item for key, item in value.items()}
-    click.echo(json.dumps(plain, allow_nan=False, ensure_ascii=False))
+    click.echo(json.dumps(plain, allow_nan=False))
 
 
 def print_result(result: Result, out: Path | None, *, as_json: bool) -> None:
@@ -58,15 +58,26 @@ def print_facts(facts: Mapping[str, object], sentence: str) -> None:
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         shown = f"{value:.6g}" if isinstance(value, float) else str(value)
-        click.echo(f"{name.replace('_', ' '):<{width}}  {shown}")
+        first, *more = wrapped(shown, max(screen_width() - width - 2, 20)) if on_terminal() else [shown]
+        click.echo(f"{name.replace('_', ' '):<{width}}  {first}")
+        for line in more:
+            click.echo(f"{'':<{width}}  {line}")
     if sentence:
         click.echo()
-        click.echo(click.wrap_text(sentence, width=100))
+        say(sentence)
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> None:
-    """Print `rows` under `heads`, each column as wide as its widest cell; those named in `right` hold numbers."""
-    click.echo(text_table(heads, rows, right=right))
+    """Print `rows` under `heads`, each column as wide as its widest cell, on a terminal no wider than it is.
+
+    Columns named in `right` hold numbers.
+    """
+    click.echo(text_table(heads, rows, right=right, width=screen_width() if on_terminal() else None))
+
+
+def say(text: str) -> None:
+    """Print sentences in lines of at most 100 characters, fewer on a narrow screen; no word is cut."""
+    click.echo("\n".join(wrapped(text, min(screen_width(), 100))))
 
 
 def print_report(text: str, *, verdict: int, good: bool) -> None:
@@ -74,6 +85,11 @@ def print_report(text: str, *, verdict: int, good: bool) -> None:
     lines = text.splitlines()
     lines[verdict] = click.style(lines[verdict], fg="green" if good else "red", bold=True)
     click.echo("\n".join(lines))
+
+
+def on_terminal() -> bool:
+    """Return whether somebody looks at the output while it is written."""
+    return sys.stdout.isatty()
 
 
 def screen_width() -> int:

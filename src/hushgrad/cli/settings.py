@@ -9,13 +9,16 @@ from typing import Any, TypeVar
 
 import click
 
-from hushgrad.study.named_settings import DEFAULT_TASK, SETTINGS
+from hushgrad.cli.groups import GroupedOption
+from hushgrad.study.named_settings import DEFAULT_TASK, PARTS, SETTINGS
 from hushgrad.study.settings import Setting, parse
 from hushgrad.study.tasks.task import Recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _FOUND_FOR_A_TASK = frozenset(field.name for field in fields(Recipe))
+_OF_THE_MODEL = frozenset({"model", "hidden_sizes", "activation"})
+_OF_THE_MACHINE = frozenset({"max_physical_batch_size", "device", "threads"})
 _CLICK_TYPES: Mapping[Any, Any] = {
     int: click.INT,
     float: click.FLOAT,
@@ -42,11 +45,22 @@ def setting_option(found: Setting, *, help: str | None = None) -> Callable[[Comm
     return click.option(
         *found.all_flags,
         found.name,
+        cls=GroupedOption,
+        group=group_of_setting(found.name),
         type=kind_of_value,
         metavar=None if kind.choices else kind.metavar,
         multiple=kind.repeats,
         help=found.help + _default(found) if help is None else help,
     )
+
+
+def group_of_setting(name: str) -> str:
+    """Return in which group of a help a setting stands: by the part of the configuration that it belongs to."""
+    if name in PARTS["options"] or name == "task":
+        return "Data"
+    if name in PARTS["privacy"]:
+        return "Privacy"
+    return "Model" if name in _OF_THE_MODEL else "Machine" if name in _OF_THE_MACHINE else "Training"
 
 
 def run_options(*names: str) -> Callable[[Command], Command]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from hushgrad.cli.groups import GroupedCommand
 from hushgrad.cli.output import INTERRUPTED
 from hushgrad.cli.settings import given, run_options
 from hushgrad.errors import InvalidArgumentError
@@ -18,7 +19,7 @@ from hushgrad.study.occupied import require_no_run
 from hushgrad.study.tasks import TASKS
 
 
-@click.command(name="train")
+@click.command(name="train", cls=GroupedCommand)
 @run_options()
 @click.option("--tensorboard", "event_files", is_flag=True, help="Write TensorBoard's files to OUT/tensorboard too.")
 @click.option("--by", metavar="NAME", help="Who runs it: kept in OUT/provenance.json, shown in the report.")
@@ -45,7 +46,8 @@ def train(
     for -: --set batch_size=256 is --batch-size 256.
 
     \b
-    hushgrad train --task mnist --data DIR --classes 0,1 --noise-multiplier 5 --batch-size 256 --out results
+    hushgrad train --task mnist --data DIR --classes 0,1 \\
+        --noise-multiplier 5 --batch-size 256 --out results
     hushgrad train --config results/config.json --set epochs=30 --out longer
     hushgrad train --resume results
     """

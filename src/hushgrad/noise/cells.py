@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from hushgrad.noise.strips import INDEX_BITS, PICKS, Float64s, density, strips
 
@@ -108,6 +107,8 @@ def distance(ratio: float) -> float:
     has 2**-112 of a strip of area 2**-16, or 2**-128 of a box. Twice that, for what is left of a box's height.
     """
     edges = 2 * (farthest() * ratio + 2) + 2 * len(boxes().widths)
+    from scipy.special import ndtr  # on use: it takes a tenth of a second to import
+
     return 2.0 * float(ndtr(-farthest())) + 2 * edges * 2.0**-128
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,17 +28,24 @@ from torch import Tensor
 
 from hushgrad.arguments import non_negative_number, positive_number
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.noise.backends import Backend, Bits, Floats, Places
+from hushgrad.noise.backends import ArrayBackend, Backend, Bits, Floats, Places
 from hushgrad.noise.chunks import Workers, remainders, run_chunks
-from hushgrad.noise.compiled import fastest_backend
+from hushgrad.noise.compiled import CompiledBackend, fastest_backend
 from hushgrad.noise.cuda import dispatch
 from hushgrad.noise.cuda.chacha import CipherKey
 from hushgrad.noise.strips import Float64s, accept_reject, pick_table
 from hushgrad.randomness import Address, KeyStream
 
-BACKEND = fastest_backend()
-
 _WORDS: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.int32), torch.float64: np.dtype(np.int64)}
+
+
+@cache
+def backend() -> type[CompiledBackend] | type[ArrayBackend]:
+    """Return what draws noise on this machine, chosen at the first call: an import alone waits for no compiler.
+
+    A session asks for it when it is set up, before anything is charged.
+    """
+    return fastest_backend()
 
 
 def standard_normal(
@@ -139,7 +147,8 @@ def noisy_updates(parts: Sequence[Noised], *, noise_std: float, divisor: float, 
 def _run(draws: Sequence[_Draw], stream: KeyStream) -> None:
     for word in {draw.word for draw in draws}:
         pick_table(8 * word.itemsize)  # made once, before the threads ask for it
-    parts = run_chunks(draws, stream, Workers(BACKEND, _idle, BACKEND.size, BACKEND.worth_a_thread))
+    kind = backend()
+    parts = run_chunks(draws, stream, Workers(kind, _idle, kind.size, kind.worth_a_thread))
     found = [np.concatenate([np.empty(0, np.intp), *places]) for places in parts]
     counts, addresses = [len(places) for places in found], [draw.address for draw in draws]
     values = remainders(counts, addresses, stream, accept_reject, words=3)

@@ -22,7 +22,6 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 
 INDEX_BITS = 16
 PICKS = 1 << INDEX_BITS
@@ -66,6 +65,8 @@ def strips() -> Strips:
 
     Guarantee: no strip reaches above the density, so strips and remainder together are exactly the distribution.
     """
+    from scipy.special import ndtr, ndtri  # on use: it takes a tenth of a second to import
+
     # Where strip k must begin for it to have the area 2**-16: φ falls by the factor 1 - x·w over a strip of width w,
     # so the first k strips lie below an area of k / 2**16 + x²/4 / 2**16, to first order in w. A little more is given,
     # also for rounding.
@@ -125,6 +126,8 @@ def remainder(candidates: NDArray[np.uint64]) -> Float64s:
 
 def accept_reject(candidates: NDArray[np.uint64]) -> tuple[Float64s, NDArray[np.bool_]]:
     """Return what each candidate of `remainder` stands for, and which of them are accepted."""
+    from scipy.special import ndtr, ndtri
+
     right = strips()
     first, across, up = candidates[:, 0], *_open_unit_interval(candidates[:, 1:]).T
     sign = np.where(first & np.uint64(1), -1.0, 1.0)

@@ -206,6 +206,9 @@ class PrivateLoader:
     def __len__(self) -> int:
         return self._steps_per_pass
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {len(self)} logical batches a pass, {self.sampling.describe()}>"
+
     def __iter__(self) -> Iterator[Any]:
         """Yield the items of one pass.
 

@@ -43,6 +43,7 @@ from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.guards.probing.probe import ProbeReport
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import Mechanism
+from hushgrad.notebook import facts
 from hushgrad.parallel.agreement import require_agreement, together
 from hushgrad.parallel.messages import told_by_first
 from hushgrad.parallel.replicas import digest, state_digest
@@ -63,6 +64,7 @@ from hushgrad.session.others import Others
 from hushgrad.session.parts import Parts
 from hushgrad.session.paused import frozen_for_a_while
 from hushgrad.session.release import note_monitors, note_noise, note_sensitivity, release
+from hushgrad.session.shown import facts_of, line_of
 from hushgrad.session.step_hooks import StepHooks
 from hushgrad.session.update import Written
 from hushgrad.torch_sharding import recover, settle
@@ -92,6 +94,12 @@ class Session:
         )
         self._parts.probe.on_finding = self._found
         self._parts.members.join(self)
+
+    def __repr__(self) -> str:
+        return line_of(self)
+
+    def _repr_html_(self) -> str:
+        return facts(f"Private training of {type(self._model).__name__}", facts_of(self))
 
     # The loop --------------------------------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.mechanism import known as noise_kinds
+from hushgrad.noise.gaussian import backend as noise_backend
 from hushgrad.parallel.agreement import require_agreement, require_equal_copies, together
 from hushgrad.parallel.grid import grid_of
 from hushgrad.parallel.layout import inner_module, require_layout
@@ -115,6 +116,7 @@ def set_up(
             watching = Monitors(monitors)
             spending.trust([*_third_parties(mechanism, plan), *watching.conditions])
             spending.uncounted = members.steps_elsewhere()
+            noise_backend()  # compiled, where it is, before anything is charged
             plan = plan or Plan.of_device(next(iter(parameters.values())).device)
             _require_kept_operands(mechanism, plan)
             # Asks the clip rule and the noise, whose code may fail: before anything is put on the model.

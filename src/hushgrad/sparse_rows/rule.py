@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from scipy.special import ndtr
 from torch import Tensor
 
 from hushgrad.arguments import open_unit_interval, positive_number, whole_number
@@ -111,6 +110,8 @@ class SparseRows:
         std = self.count_std(noise_multiplier)
         if std == 0 or self.threshold == ALL_ROWS:
             return float(self.threshold < 0)
+        from scipy.special import ndtr  # on use: it takes a tenth of a second to import
+
         return float(ndtr(-self.threshold / std))
 
     def weights(self, touched_B: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The display of a run: one live line on a terminal, plain lines elsewhere."""
+"""The display of a run: a bar on a terminal and in a notebook, and plain lines."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hushgrad.extras import needs_extra
 from hushgrad.session.spending import events_at
 from hushgrad.study.class_weights import ClassWeights
 from hushgrad.study.configuration import Privacy, RunConfig
+from hushgrad.study.live import bar_for
 from hushgrad.study.loggers import MetricLogger
 from hushgrad.study.outcome import Measurement
 from hushgrad.study.resuming import read_config, resume, with_changes
@@ -22,13 +23,12 @@ from hushgrad.study.run import Reporter, RunResult, run
 from hushgrad.study.score_words import auc_text, beside_accuracy, recall_text, verdict
 from hushgrad.study.status import beside
 from hushgrad.study.tasks import Task
+from hushgrad.text_table import hanging, wrapped
 
 with needs_extra("study", "progress on the screen"):
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_LINES = 20
-WIDE = 110
 
 
 def epsilon_text(epsilon: float | None) -> str:
@@ -98,6 +98,15 @@ def weights_text(weights: ClassWeights) -> str:
     return weights if isinstance(weights, str) else ", ".join(f"{name}:{weight:g}" for name, weight in weights)
 
 
+def say_on(console: Console, text: str) -> None:
+    """Print a line without markup and colours: on a terminal wrapped between words, elsewhere as it is."""
+    lines = [text]
+    if console.is_terminal:
+        lines = hanging(text, console.width) if text.startswith(" ") else wrapped(text, console.width)
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 class Screen:
     """Shows one run; use as a context manager around `run(..., reporter=screen.reporter())`."""
 
@@ -107,40 +116,32 @@ class Screen:
         self._planned_steps = 0
         self._next_line = 0.0
         self._tested: Measurement | None = None
-        roomy = (BarColumn(bar_width=16), TimeRemainingColumn(compact=True)) if console.width >= WIDE else ()
-        self._progress = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            *roomy,
-            TextColumn("{task.description}", markup=False),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._bar = self._progress.add_task("", total=None)
+        self._bar = bar_for(console)
 
     def __enter__(self) -> Screen:
-        self._progress.start()
+        self._bar.start()
+        self._bar.update(description="reading the data")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._bar.stop()
 
     def reporter(self) -> Reporter:
         """Return the callbacks for a run."""
         return Reporter(self._start, self._step, self._measurement, self._stop_request, self._resume, self._settings)
 
     def say(self, text: str) -> None:
-        """Print a line as it is: no markup, no colouring, no wrapping."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print a line (see `say_on`)."""
+        say_on(self._console, text)
 
     def _start(self, task: Task, planned_steps: int, noise_multiplier: float | None) -> None:
         config, privacy = self._config, self._config.privacy
         for notice in task.notices:
             self.say(f"note: {notice}")
         self._planned_steps = planned_steps
-        self._progress.update(self._bar, total=planned_steps)
+        self._bar.update(total=planned_steps)
         self.say(
             f"{task.description}: {len(task.train)} training and {len(task.test)} test examples, "
             f"{task.num_classes} classes; model {model_text(config)} on {config.device}"
@@ -166,20 +167,21 @@ class Screen:
         self.say(f"going on after step {step}")
 
     def _step(self, step: int) -> None:
-        self._progress.update(self._bar, completed=step)
+        self._bar.update(completed=step)
 
     def _measurement(self, measurement: Measurement) -> None:
         if measurement.test_accuracy is not None:
             self._tested = measurement
-        self._progress.update(self._bar, description=live_text(measurement, self._tested))
+        self._bar.update(description=live_text(measurement, self._tested))
         due = measurement.step >= self._next_line or measurement.step == self._planned_steps
-        if due and not self._console.is_terminal:
+        # A terminal keeps a line of what was measured on test records; between them the bar says it.
+        if due and (measurement.test_accuracy is not None or not self._console.is_terminal):
             self._next_line = measurement.step + self._planned_steps / PLAIN_LINES
             where = f"step {measurement.step}/{self._planned_steps}  epoch {measurement.epoch}"
             self.say(f"{where}  {measurement_text(measurement)}")
 
     def _stop_request(self) -> None:
-        self._progress.update(self._bar, description="stopping after this step; once more to abandon the run")
+        self._bar.update(description="stopping after this step; once more to abandon the run")
 
 
 def run_on_screen(
@@ -242,7 +244,7 @@ def show_end(console: Console, finished: RunResult) -> None:
     """Print the accuracy, the guarantee as a sentence, what it leaves out, and where the files are."""
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say_on(console, text)
 
     outcome = finished.outcome
     if outcome.status == "interrupted":

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from hushgrad.extras import require
+from hushgrad.notebook import facts, headline
 from hushgrad.result_file import replace_file
 from hushgrad.study.checkpointing import RunCheckpoint
 from hushgrad.study.config_json import config_to_json
@@ -41,6 +42,18 @@ class RunResult:
     task: Task
     outcome: RunOutcome
     summary: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        outcome, accuracy = self.outcome, self.outcome.test_accuracy
+        shown = {
+            "status": outcome.status,
+            "test accuracy": None if accuracy is None else f"{accuracy:.2%}",
+            "steps": f"{outcome.steps} of {outcome.planned_steps}",
+            "seconds": f"{outcome.seconds:.1f}",
+            "files in": self.directory.path,
+        }
+        said = headline(str(self.summary["guarantee"]), good=outcome.private)
+        return f"{said}{facts(self.task.description, shown)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import stat
@@ -11,6 +10,7 @@ from pathlib import Path
 from hushgrad.errors import LedgerError
 from hushgrad.printable import printable
 from hushgrad.process import this_process
+from hushgrad.system import fcntl
 
 _WHERE = "the ledger"
 _LONGEST_PATH = 400

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hushgrad.checks.doctor.report import report
+from hushgrad.checks.doctor.report import html_report, report
 from hushgrad.errors import HushgradError
 from hushgrad.gradients.machine import NO_LIMIT
 
@@ -150,3 +150,6 @@ class Diagnosis:
 
     def __str__(self) -> str:
         return self.text(100)
+
+    def _repr_html_(self) -> str:
+        return html_report(self)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hushgrad.checks.doctor.folding import fold_names, short_list
 from hushgrad.gradients.machine import NO_LIMIT
+from hushgrad.notebook import headline, paragraphs, table
 from hushgrad.printable import printable
 from hushgrad.text_table import text_table, wrapped
 
@@ -53,8 +54,37 @@ def _heading(diagnosis: Diagnosis) -> str:
     return f"{printable(diagnosis.model)}  {diagnosis.parameters:,} trainable values, {batch}"
 
 
+def html_report(diagnosis: Diagnosis) -> str:
+    """Return the whole report as a notebook shows it."""
+    heads, rows = _rows(diagnosis, wide=True)
+    said = [_heading(diagnosis)]
+    if diagnosis.uses:
+        said += [_costs(diagnosis), _clip_rules(diagnosis)]
+    if diagnosis.operand_bytes and diagnosis.operand_budget_bytes < NO_LIMIT:
+        said.append(_operands(diagnosis))
+    if diagnosis.is_sharded or diagnosis.are_sums_scattered:
+        said.append(_sums(diagnosis))
+    found = [
+        (
+            finding.code or "note",
+            printable(finding.where, 200),
+            printable(finding.what, 2000),
+            printable(finding.cure, 2000),
+        )
+        for finding in (*diagnosis.problems, *diagnosis.notes)
+    ]
+    parts = [headline(_verdict(diagnosis), good=diagnosis.is_ready), paragraphs(said)]
+    parts += [table(heads, rows, NUMBERS)] if rows else []
+    parts += [table(("code", "where", "what", "cure"), found)] if found else []
+    return "".join(parts)
+
+
 def _table(diagnosis: Diagnosis, width: int) -> str:
-    wide = width >= WIDE
+    heads, rows = _rows(diagnosis, wide=width >= WIDE)
+    return text_table(heads, rows, width=width, right=NUMBERS)
+
+
+def _rows(diagnosis: Diagnosis, *, wide: bool) -> tuple[list[str], list[list[str]]]:
     total = sum(use.ordinary_flops for use in diagnosis.uses)
     entries = [(f"{short_list(use.parameters)}\n{use.module}", _facts(use)) for use in diagnosis.uses]
     by_facts = {_facts(use): use for use in diagnosis.uses}
@@ -76,8 +106,7 @@ def _table(diagnosis: Diagnosis, width: int) -> str:
             "kept": _bytes(use.memory_bytes * count),
         }
         rows.append([cell for head, cell in cells.items() if wide or head not in WHERE_WIDE])
-    heads = [head for head in COLUMNS if wide or head not in WHERE_WIDE]
-    return text_table(heads, rows, width=width, right=NUMBERS)
+    return [head for head in COLUMNS if wide or head not in WHERE_WIDE], rows
 
 
 def _facts(use: Use) -> tuple[Any, ...]:

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hushgrad.text_table import text_table, wrapped
+from hushgrad.notebook import headline, paragraphs, table
+from hushgrad.text_table import hanging, text_table, wrapped
+
+TABLE_FROM = 110
+"""A screen of fewer columns gets a list of the checks: cells of a table would be a few words wide there."""
+
+NUMBERS = ("values", "p", "false alarm")
 
 PARTS = ("sensitivity", "noise", "sampling", "ledger", "replay")
 
@@ -174,27 +180,57 @@ class Verdict:
             )
 
     def text(self, width: int) -> str:
-        """Return the verdict with a table of all checks, in lines of at most `width` characters."""
+        """Return the verdict with all checks, in lines of at most `width` characters: a table where one has room."""
         first, *others = self._sentences()
+        heads, rows = self._rows()
+        checks = [text_table(heads, rows, width=width, right=NUMBERS, between_rows=True)]
+        if width < TABLE_FROM:
+            checks = [_item(check, width) for check in self.checks]
+        lines = [*wrapped(first, width), "", "\n\n".join(checks), ""]
+        for sentence in others:
+            lines += wrapped(sentence, width)
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        first, *others = self._sentences()
+        heads, rows = self._rows()
+        return f"{headline(first, good=self.passed)}{paragraphs(others)}{table(heads, rows, NUMBERS)}"
+
+    def _rows(self) -> tuple[Sequence[str], list[list[str]]]:
         rows = [
             [
-                f"{'✓' if check.passed else '✗'} {check.part}",
+                _head(check),
                 check.claim,
                 check.measured,
                 f"{check.sample_size:,}",
-                "exact" if check.p_value is None else f"{check.p_value:.2g}",
-                "0" if check.false_alarm == 0 else f"{check.false_alarm:.0e}",
+                _p_value(check),
+                _false_alarm(check),
                 check.power,
             ]
             for check in self.checks
         ]
-        numbers = ("values", "p", "false alarm")
-        heads = ("part", "claim", "measured", *numbers, "finds")
-        table = text_table(heads, rows, width=width, right=numbers, between_rows=True)
-        lines = [*wrapped(first, width), "", table, ""]
-        for sentence in others:
-            lines += wrapped(sentence, width)
-        return "\n".join(lines)
+        return ("part", "claim", "measured", *NUMBERS, "finds"), rows
+
+
+def _item(check: Check, width: int) -> str:
+    """Return a check as a paragraph."""
+    figures = f"{check.sample_size:,} values, p {_p_value(check)}, false alarm {_false_alarm(check)}"
+    lines = [f"{_head(check)}: {check.claim}", f"  found: {check.measured}", f"  {figures}"]
+    if check.power:
+        lines.append(f"  finds: {check.power}")
+    return "\n".join(part for line in lines for part in hanging(line, width))
+
+
+def _head(check: Check) -> str:
+    return f"{'✓' if check.passed else '✗'} {check.part}"
+
+
+def _p_value(check: Check) -> str:
+    return "exact" if check.p_value is None else f"{check.p_value:.2g}"
+
+
+def _false_alarm(check: Check) -> str:
+    return "0" if check.false_alarm == 0 else f"{check.false_alarm:.0e}"
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

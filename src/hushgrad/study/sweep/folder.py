@@ -12,7 +12,6 @@ table.json, table.csv, *.png, *.svg
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from hushgrad.result_file import replace_file
 from hushgrad.study.directory import RunDirectory, json_text, make_folder
 from hushgrad.study.summary_file import is_completed, read_summary
 from hushgrad.study.sweep.plan import SweepPlan
+from hushgrad.system import fcntl
 
 _INNER = ("runs", "working", "abandoned", "failures", "logs")
 _BEFORE_THE_PLAN = frozenset({*_INNER, ".plan.json.new"})

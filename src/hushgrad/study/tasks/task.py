@@ -207,8 +207,9 @@ class Encoder(Protocol):
 class Task:
     """Examples to train and to test on.
 
-    `train` and `test` hold inputs [N, *input_shape] (float32, or int64 word numbers below `vocabulary_size`) and labels
-    [N] (int64, 0 … num_classes−1). `test_groups` names the subgroup of each test example, where a column was named.
+    `train` and `test` hold inputs `[N, *input_shape]` (float32, or int64 numbers of words below `vocabulary_size`) and
+    labels [N] (int64, 0 … num_classes−1). `test_groups` names the subgroup of each test example where
+    a column was named.
     `outside_the_guarantee` names each thing that was derived from the data without noise: ε does not cover it.
 
     `preparation` is None for a task that is ready; until then its training and test inputs are all padding.
