@@ -90,10 +90,10 @@ def noise_of_a_group_is_drawn_by_its_own_norm_alone(patch: pytest.MonkeyPatch) -
 def the_count_gets_no_noise(patch: pytest.MonkeyPatch) -> None:
     noised = Update._updates
 
-    def bare(self: Update, trained: Any, sums: Any, number: int, of: Mechanism) -> Any:
+    def bare(self: Update, trained: Any, sums: Any, number: int, of: Mechanism, chosen: Any) -> Any:
         counted = self.norm._signs
         count = torch.zeros(1, dtype=torch.float64) if counted is None else counted.reshape(1).clone()
-        return noised(self, trained, sums, number, of)[0], count / of.divisor
+        return noised(self, trained, sums, number, of, chosen)[0], count / of.divisor
 
     patch.setattr(Update, "_updates", bare)
 
