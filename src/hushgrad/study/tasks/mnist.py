@@ -26,12 +26,12 @@ RECIPE = Recipe(
     model="scatter-linear",
     batch_size=2000,
     epochs=20,
-    learning_rate=1.5,
+    learning_rate=0.8,
     max_grad_norm=1.0,
     average_decay=0.9,
     max_physical_batch_size=512,
 )
-RECIPES = {1.0: replace(RECIPE, epochs=10, learning_rate=0.8), 3.0: RECIPE, 8.0: RECIPE}
+RECIPES = {1.0: replace(RECIPE, learning_rate=0.3), 3.0: RECIPE, 8.0: replace(RECIPE, learning_rate=1.6)}
 
 CNN = Recipe(
     model="cnn",

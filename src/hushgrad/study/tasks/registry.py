@@ -51,7 +51,7 @@ class Entry:
 STANDARD_EPSILON = 3.0
 
 TASKS: dict[str, Entry] = {
-    "digits": Entry(digits.load, digits.RECIPES, Shifts(1)),
+    "digits": Entry(digits.load, digits.RECIPES, Shifts(1), {"scatter-linear": digits.FEATURES_RECIPES}),
     "mnist": Entry(mnist.load, mnist.RECIPES, Shifts(2), {"cnn": mnist.CNN_RECIPES}),
     "csv": Entry(csv_table.load, csv_table.RECIPES),
     "text": Entry(text.load, text.RECIPES),
