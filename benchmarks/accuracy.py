@@ -28,7 +28,7 @@ from hushgrad.study.configuration import OPTIMIZERS, Privacy, RunConfig, suggest
 from hushgrad.study.frozen import with_features_computed_once
 from hushgrad.study.models import build_model
 from hushgrad.study.outcome import Callbacks
-from hushgrad.study.scoring import accuracy
+from hushgrad.study.scoring import score
 from hushgrad.study.tasks import TASKS, Task, TaskOptions, load_task
 from hushgrad.study.training import train
 from hushgrad.study.transformer import Transformer
@@ -117,7 +117,7 @@ def with_opacus(config: RunConfig, task: Task) -> dict[str, Any]:
             if average is not None:
                 average.update(model)
     return {
-        "test_accuracy": accuracy(private if average is None else average.model, task.test, "cpu"),
+        "test_accuracy": score(private if average is None else average.model, task.test, "cpu").accuracy,
         "epsilon": engine.get_epsilon(config.privacy.delta),
         "noise_multiplier": optimizer.noise_multiplier,
         "steps": steps,

@@ -21,7 +21,7 @@ from hushgrad.study.models import build_model
 from hushgrad.study.outcome import Callbacks
 from hushgrad.study.resuming import resume
 from hushgrad.study.run import Reporter, run
-from hushgrad.study.scoring import accuracy
+from hushgrad.study.scoring import score
 from hushgrad.study.tasks import Task, TaskOptions
 from hushgrad.study.training import train
 
@@ -114,7 +114,7 @@ def test_where_features_are_computed_does_not_change_what_a_run_costs_or_learns(
         privacy = Privacy(noise_multiplier=1.0, max_grad_norm=1.0, delta=1e-3)
         model, outcome = train(config(privacy), task, Callbacks(), ledger=ledger)
         ordinary, _ = train(config(None), task, Callbacks())
-        assert accuracy(model, task.test, "cpu") == outcome.test_accuracy
+        assert score(model, task.test, "cpu").accuracy == outcome.test_accuracy
         found.append((read_ledger(ledger).events, model.state_dict().keys(), ordinary))
     assert found[0][:2] == found[1][:2]
     for once, in_step in zip(found[0][2].parameters(), found[1][2].parameters(), strict=True):
