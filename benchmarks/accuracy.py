@@ -25,29 +25,33 @@ from torch.utils.data import DataLoader
 
 from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.configuration import OPTIMIZERS, Privacy, RunConfig, suggested_run
+from hushgrad.study.frozen import with_features_computed_once
 from hushgrad.study.models import build_model
 from hushgrad.study.outcome import Callbacks
-from hushgrad.study.scoring import accuracy
+from hushgrad.study.scoring import score
 from hushgrad.study.tasks import TASKS, Task, TaskOptions, load_task
 from hushgrad.study.training import train
 from hushgrad.study.transformer import Transformer
 
 DELTA = 1e-5
-SUBJECTS = {
-    "digits": ("digits", None, None),
-    "MNIST": ("mnist", "mnist", None),
-    "Adult": ("csv", "adult", None),
-    "SST-2": ("text", "sst2", ("0", "1")),
+SUBJECTS: dict[str, tuple[str, str | None, tuple[str, ...] | None, str | None]] = {
+    "digits": ("digits", None, None, None),
+    "MNIST": ("mnist", "mnist", None, "cnn"),
+    "MNIST, features": ("mnist", "mnist", None, "scatter-linear"),
+    "Adult": ("csv", "adult", None, None),
+    "SST-2": ("text", "sst2", ("0", "1"), None),
 }
+"""By label: task, folder within the data, classes, and the model where it is named."""
 
 
 def config_of(label: str, data: Path, epsilon: float | None, seed: int) -> RunConfig:
     """Return the task's shipped settings at an ε (None: without privacy)."""
-    task, folder, classes = SUBJECTS[label]
-    clip = TASKS[task].recipe_at(epsilon).max_grad_norm
+    task, folder, classes, model = SUBJECTS[label]
+    clip = TASKS[task].recipe_at(epsilon, model).max_grad_norm
     privacy = None if epsilon is None else Privacy(target_epsilon=epsilon, delta=DELTA, max_grad_norm=clip)
     options = TaskOptions(data=data / folder if folder else None, classes=classes)
-    return replace(suggested_run(task, privacy=privacy, options=options), seed=seed, threads=1, augmentations=0)
+    suggested = suggested_run(task, privacy=privacy, options=options, model=model)
+    return replace(suggested, seed=seed, threads=1, augmentations=0)
 
 
 def with_hushgrad(config: RunConfig, task: Task) -> dict[str, Any]:
@@ -80,6 +84,7 @@ def with_opacus(config: RunConfig, task: Task) -> dict[str, Any]:
         activation=config.activation,
         vocabulary_size=task.vocabulary_size,
     )
+    model, task, _ = with_features_computed_once(model, task, "cpu")
     if isinstance(model, Transformer):
         # The same network and parameters; Opacus' rule for embeddings needs the positions once per example.
         model.places = _places_of_each  # type: ignore[method-assign]
@@ -112,7 +117,7 @@ def with_opacus(config: RunConfig, task: Task) -> dict[str, Any]:
             if average is not None:
                 average.update(model)
     return {
-        "test_accuracy": accuracy(private if average is None else average.model, task.test, "cpu"),
+        "test_accuracy": score(private if average is None else average.model, task.test, "cpu").accuracy,
         "epsilon": engine.get_epsilon(config.privacy.delta),
         "noise_multiplier": optimizer.noise_multiplier,
         "steps": steps,

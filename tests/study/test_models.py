@@ -44,7 +44,7 @@ def test_no_hidden_layer_is_a_linear_model():
     assert sum(p.numel() for p in build("mlp", (20,), hidden_sizes=()).parameters()) == 63
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet"])
+@pytest.mark.parametrize("name", ["cnn", "resnet", "scatter-linear"])
 def test_an_image_model_refuses_what_is_no_image_with_the_cure(name):
     for shape in ((20,), (1, 7, 8)):
         with pytest.raises(InvalidArgumentError, match="Use model 'mlp'"):

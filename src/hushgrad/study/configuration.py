@@ -298,16 +298,19 @@ class RunConfig:
         _check_device(self.device)
 
 
-def suggested_run(task: str, *, privacy: Privacy | None, options: TaskOptions | None = None) -> RunConfig:
-    """Return the settings that suit a task; change them with `dataclasses.replace`.
+def suggested_run(
+    task: str, *, privacy: Privacy | None, options: TaskOptions | None = None, model: str | None = None
+) -> RunConfig:
+    """Return the settings that suit a task, with its own model or another; change them with `dataclasses.replace`.
 
     They are those found for the ε nearest to the target ε of `privacy`; a run with a noise multiplier, or without
-    privacy, gets those of ε = 3. The clipping norm is part of `privacy`: `max_grad_norm_for` gives the one that suits.
+    privacy, gets those of ε = 3. A `model` that no settings were found for gets those of the task's own model. The
+    clipping norm is part of `privacy`: `max_grad_norm_for` gives the one that suits.
     """
-    recipe = TASKS[one_of("task", task, tuple(TASKS))].recipe_at(privacy.target_epsilon if privacy else None)
+    recipe = TASKS[one_of("task", task, tuple(TASKS))].recipe_at(privacy.target_epsilon if privacy else None, model)
     return RunConfig(
         task=task,
-        model=recipe.model,
+        model=recipe.model if model is None else model,
         batch_size=recipe.batch_size,
         epochs=recipe.epochs,
         learning_rate=recipe.learning_rate,
@@ -324,9 +327,12 @@ def suggested_run(task: str, *, privacy: Privacy | None, options: TaskOptions | 
     )
 
 
-def max_grad_norm_for(task: str, target_epsilon: float | None) -> float:
-    """Return the clipping norm that suits a task at a target ε (None: a run with a noise multiplier)."""
-    return TASKS[one_of("task", task, tuple(TASKS))].recipe_at(target_epsilon).max_grad_norm
+def max_grad_norm_for(task: str, target_epsilon: float | None, model: str | None = None) -> float:
+    """Return the clipping norm that suits a task at a target ε (None: a run with a noise multiplier).
+
+    `model` is one that the user named; None for the task's own.
+    """
+    return TASKS[one_of("task", task, tuple(TASKS))].recipe_at(target_epsilon, model).max_grad_norm
 
 
 def _check_people(config: RunConfig) -> None:

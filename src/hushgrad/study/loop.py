@@ -26,7 +26,7 @@ MOST_TESTS = 100
 class LoopComponents:
     """The components of a loop; `trained` is the model in the form that takes what `views` makes of a batch.
 
-    `save` writes a checkpoint after so many steps.
+    `whole` makes of `model`, or of its average, what is given back. `save` writes a checkpoint after so many steps.
     """
 
     model: nn.Module
@@ -36,12 +36,18 @@ class LoopComponents:
     criterion: Callable[[Tensor, Tensor], Tensor]
     views: Callable[[Tensor], Tensor]
     average: ParameterAverage | None
+    whole: Callable[[nn.Module], nn.Module] = lambda trained: trained
     save: Callable[[int], None] = lambda step: None
 
     @property
-    def released(self) -> nn.Module:
-        """What is tested and given back."""
+    def tested(self) -> nn.Module:
+        """What is tested, on inputs as `trained` takes them."""
         return self.model if self.average is None else self.average.model
+
+    @property
+    def released(self) -> nn.Module:
+        """What is given back."""
+        return self.whole(self.tested)
 
 
 @dataclass(slots=True)
@@ -167,7 +173,7 @@ def run_loop(
         return RunOutcome(status, step, planned_steps, seconds(), tuple(measurements), spent)
 
     def tested() -> Scores:
-        return score(parts.released, task.test, config.device)
+        return score(parts.tested, task.test, config.device)
 
     def keep(measurement: Measurement) -> None:
         measurements.append(measurement)

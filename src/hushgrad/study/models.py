@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from hushgrad.arguments import one_of
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.study.frozen import OnFeatures
+from hushgrad.study.scattering import Scattering
 from hushgrad.study.transformer import Transformer
 
-MODELS = ("mlp", "cnn", "resnet", "transformer")
+MODELS = ("mlp", "cnn", "resnet", "scatter-linear", "transformer")
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 LARGE_SIDE = 20
 RESNET_WIDTHS = (16, 32, 64)
@@ -60,6 +62,8 @@ def build_model(
             return Transformer(vocabulary_size, input_shape[0], num_classes)
         if name == "mlp":
             return mlp(math.prod(input_shape), num_classes, hidden_sizes, act)
+        if name == "scatter-linear":
+            return scatter_linear(input_shape, num_classes)
         if name == "cnn":
             return cnn(input_shape, num_classes, act)
         return resnet(input_shape[0], num_classes, act)
@@ -74,6 +78,12 @@ def mlp(
         layers += [nn.Linear(inputs, width), activation()]
         inputs = width
     return nn.Sequential(*layers, nn.Linear(inputs, num_classes))
+
+
+def scatter_linear(input_shape: tuple[int, ...], num_classes: int) -> OnFeatures:
+    """Return a linear model on the scattering features of an image: 39,700 parameters for MNIST."""
+    features = Scattering(input_shape)
+    return OnFeatures(features, nn.Linear(features.features, num_classes))
 
 
 def cnn(input_shape: tuple[int, ...], num_classes: int, activation: Callable[[], nn.Module]) -> nn.Sequential:

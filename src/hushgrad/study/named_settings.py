@@ -100,11 +100,11 @@ def configured(values: Values) -> RunConfig:
     Raises InvalidArgumentError for what RunConfig, Privacy and TaskOptions refuse, and for an unknown name.
     """
     require_known(values, "the settings")
-    task = values.get("task", DEFAULT_TASK)
+    task, model = values.get("task", DEFAULT_TASK), values.get("model")
     options = TaskOptions(**{name: values[name] for name in PARTS["options"] if name in values})
     private = {name: values[name] for name in PARTS["privacy"] if name in values}
-    private.setdefault("max_grad_norm", max_grad_norm_for(task, private.get("target_epsilon")))
-    suggested = suggested_run(task, privacy=Privacy(**private), options=options)
+    private.setdefault("max_grad_norm", max_grad_norm_for(task, private.get("target_epsilon"), model))
+    suggested = suggested_run(task, privacy=Privacy(**private), options=options, model=model)
     return replace(suggested, **{name: values[name] for name in settings_of(RunConfig) if name in values})
 
 

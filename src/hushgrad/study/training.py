@@ -24,6 +24,7 @@ from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.checkpointing import RunCheckpoint
 from hushgrad.study.class_weights import check_names
 from hushgrad.study.configuration import OPTIMIZERS, Privacy, RunConfig
+from hushgrad.study.frozen import with_features_computed_once
 from hushgrad.study.loop import EpsilonCache, LoopComponents, run_loop
 from hushgrad.study.models import build_model
 from hushgrad.study.outcome import Callbacks, RunOutcome
@@ -90,6 +91,7 @@ def _train(
         activation=config.activation,
         vocabulary_size=task.vocabulary_size,
     ).to(config.device)
+    model, task, whole = with_features_computed_once(model, task, config.device, views=config.augmentations)
     optimizer = OPTIMIZERS[config.optimizer](model.parameters(), config.learning_rate, config.momentum)
     loader: DataLoader[tuple[Tensor, ...]] = DataLoader(
         task.train, batch_size=config.batch_size, shuffle=True, generator=torch.Generator().manual_seed(config.seed)
@@ -99,7 +101,8 @@ def _train(
     average = ParameterAverage(model, config.average_decay) if config.average_decay else None
     trained = OverViews(model) if config.augmentations else model
     losses = losses_of(config, task)
-    parts = LoopComponents(model, trained, optimizer, loader, _reduced(losses, config), _views(config), average)
+    criterion, views = _reduced(losses, config), _views(config)
+    parts = LoopComponents(model, trained, optimizer, loader, criterion, views, average, whole)
     if config.privacy is None:
         return parts.released, run_loop(config, task, parts, None, planned_steps, callbacks)
     engine = PrivacyEngine(ledger=ledger)

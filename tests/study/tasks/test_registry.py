@@ -58,3 +58,24 @@ def test_ordinary_training_and_a_noise_multiplier_get_the_standard_settings(task
     for privacy in (None, Privacy(noise_multiplier=1.0, max_grad_norm=1.0)):
         config = suggested_run(task, privacy=privacy)
         assert (config.batch_size, config.learning_rate) == (found.batch_size, found.learning_rate)
+
+
+def test_a_model_that_the_user_names_gets_the_settings_found_for_it_and_else_those_of_the_task():
+    named = suggested_run("mnist", privacy=None, model="cnn")
+    own = suggested_run("mnist", privacy=None)
+    other = suggested_run("mnist", privacy=None, model="resnet")
+    assert (named.model, named.learning_rate) == ("cnn", TASKS["mnist"].others["cnn"][3.0].learning_rate)
+    assert own.model == TASKS["mnist"].recipe.model == "scatter-linear"
+    assert (other.model, other.learning_rate) == ("resnet", own.learning_rate)
+
+
+@pytest.mark.parametrize("model", ["cnn", "scatter-linear"])
+def test_a_named_model_has_the_settings_of_its_target_epsilon(model):
+    for epsilon in (1.0, 8.0):
+        found = TASKS["mnist"].recipe_at(epsilon, model)
+        config = suggested_run(
+            "mnist",
+            privacy=Privacy(target_epsilon=epsilon, max_grad_norm=max_grad_norm_for("mnist", epsilon, model)),
+            model=model,
+        )
+        assert (config.model, config.batch_size, config.learning_rate) == (model, found.batch_size, found.learning_rate)

@@ -22,7 +22,12 @@ FORMATS = ("safetensors", "torch-export", "onnx")
 
 @pytest.fixture(
     scope="module",
-    params=["mlp", "transformer", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cnn", "resnet"))],
+    params=[
+        "mlp",
+        "scatter-linear",
+        "transformer",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("cnn", "resnet")),
+    ],
 )
 def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)

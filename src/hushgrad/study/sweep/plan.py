@@ -238,7 +238,8 @@ def _function_job(subject: Subject, point: dict[str, Any], aim: _Aim, seed: int,
 def _task_job(subject: Subject, point: dict[str, Any], aim: _Aim, seed: int, grid: Grid) -> dict[str, Any]:
     assert subject.task is not None  # checked by Subject
     settings = {**subject.settings, **point, "seed": seed}
-    suited = max_grad_norm_for(subject.task, aim.target_epsilon)
+    model = settings.get("model")
+    suited = max_grad_norm_for(subject.task, aim.target_epsilon, model)
     private = {"max_grad_norm": suited, **{name: settings.pop(name) for name in PRIVATE if name in settings}}
     privacy = None
     if str(aim) != ORDINARY:
@@ -252,7 +253,7 @@ def _task_job(subject: Subject, point: dict[str, Any], aim: _Aim, seed: int, gri
             where=f"task {subject.task!r}",
             cure=f"Choose from {', '.join(sorted(RunConfig.__dataclass_fields__))}",
         )
-    config = replace(suggested_run(subject.task, privacy=privacy, options=subject.options), **settings)
+    config = replace(suggested_run(subject.task, privacy=privacy, options=subject.options, model=model), **settings)
     return {"config": config_to_json(config)}
 
 

@@ -28,6 +28,21 @@ RECIPES = {
     8.0: replace(RECIPE, learning_rate=0.2),
 }
 
+FEATURES = Recipe(
+    model="scatter-linear",
+    batch_size=359,  # a fourth of the images: five steps a pass
+    epochs=16,
+    learning_rate=0.12,
+    max_grad_norm=1.0,
+    average_decay=0.9,
+    threads=1,
+)
+FEATURES_RECIPES = {
+    1.0: replace(FEATURES, learning_rate=0.06),
+    3.0: FEATURES,
+    8.0: replace(FEATURES, learning_rate=0.3),
+}
+
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 LARGEST_PIXEL = 16.0  # public: the data set's documentation says 0 … 16
 

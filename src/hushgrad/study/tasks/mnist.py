@@ -23,6 +23,17 @@ from hushgrad.study.tasks.task import (
 )
 
 RECIPE = Recipe(
+    model="scatter-linear",
+    batch_size=2000,
+    epochs=20,
+    learning_rate=0.8,
+    max_grad_norm=1.0,
+    average_decay=0.9,
+    max_physical_batch_size=512,
+)
+RECIPES = {1.0: replace(RECIPE, learning_rate=0.3), 3.0: RECIPE, 8.0: replace(RECIPE, learning_rate=1.6)}
+
+CNN = Recipe(
     model="cnn",
     batch_size=250,
     epochs=15,
@@ -32,7 +43,7 @@ RECIPE = Recipe(
     average_decay=0.98,
     max_physical_batch_size=64,
 )
-RECIPES = {1.0: replace(RECIPE, learning_rate=0.05), 3.0: RECIPE, 8.0: replace(RECIPE, learning_rate=0.2)}
+CNN_RECIPES = {1.0: replace(CNN, learning_rate=0.05), 3.0: CNN, 8.0: replace(CNN, learning_rate=0.2)}
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 LARGEST_PIXEL = 255.0
