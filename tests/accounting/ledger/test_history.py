@@ -169,3 +169,56 @@ def test_the_folder_is_the_users_state_folder_unless_named(tmp_path: Path, monke
     assert history_folder() == tmp_path / ".local" / "state" / "hushgrad" / "ledgers"
     monkeypatch.setenv(VARIABLE, "off")
     assert history_folder() is None
+
+
+def killed_while_it_wrote(path: Path) -> tuple[bytes, bytes]:
+    """Return what a ledger held before its last record, and that record; the machine saw the one before as the last."""
+    ledger = charged(path, 2)
+    before, seen = path.read_bytes(), (history_folder() / f"{ledger.run}.json").read_bytes()
+    ledger.charge(STEP)
+    ledger._release_file()
+    (history_folder() / f"{ledger.run}.json").write_bytes(seen)
+    return before, path.read_bytes()[len(before) :]
+
+
+def test_a_line_that_a_process_was_killed_in_is_left_out_and_the_ledger_goes_on(path: Path) -> None:
+    before, line = killed_while_it_wrote(path)
+    for length in range(1, len(line)):
+        path.write_bytes(before + line[:length])
+        assert read_ledger(path).steps == 2, length
+        assert path.read_bytes() == before + line[:length]  # a reader writes nothing
+    with charged(path) as ledger:
+        assert ledger.steps == 3
+    assert path.read_bytes().startswith(before)
+    assert read_ledger(path).steps == 3
+    assert read_ledger(path).conditions == ()
+
+
+def test_an_unfinished_line_is_refused_where_this_machine_knows_of_a_later_record_or_of_none(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guarantee: only where this machine saw the record before it as the last one: the line was never whole, so nothing
+    was released for it.
+    """
+    before, line = killed_while_it_wrote(path)
+    path.write_bytes(before + line)
+    charged(path, 0).close()  # the machine has seen the record by now
+    cut = before + line[:-1]
+    path.write_bytes(cut)
+    for read in (read_ledger, charged):
+        with pytest.raises(LedgerError, match="incomplete"):
+            read(path)
+    before, line = killed_while_it_wrote(path.with_name("other.jsonl"))
+    path.with_name("other.jsonl").write_bytes(before + line[:9])
+    monkeypatch.setenv(VARIABLE, "off")
+    for read in (read_ledger, charged):
+        with pytest.raises(LedgerError, match="incomplete"):
+            read(path.with_name("other.jsonl"))
+
+
+def test_what_is_no_line_of_a_ledger_is_not_left_out(path: Path) -> None:
+    before, _ = killed_while_it_wrote(path)
+    for tail in (b"0", b"{\0", b"}"):
+        path.write_bytes(before + tail)
+        with pytest.raises(LedgerError, match="incomplete"):
+            read_ledger(path)

@@ -164,6 +164,18 @@ class LedgerFile:
             raise _failed("could not be extended, so no noise was drawn and no step was taken", error, _ROOM) from None
         self._size += len(line)
 
+    def cut_to(self, size: int) -> None:
+        """Cut off what lies behind `size` bytes: a line that was never whole. Raises `LedgerError` where that fails."""
+        if size == self._size:
+            return
+        self._check_untouched()
+        try:
+            os.ftruncate(self._held.descriptor, size)
+            os.fsync(self._held.descriptor)
+        except OSError as error:
+            raise _failed("ends in an unfinished line, which cannot be cut off", error, _ROOM) from None
+        self._size = size
+
     def require_owner(self) -> None:
         """Refuse a forked process."""
         if not self._held.is_mine:

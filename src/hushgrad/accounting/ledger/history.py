@@ -84,6 +84,25 @@ def is_behind(data: bytes, seen: Seen | None) -> bool:
     return bool(json.loads(lines[seen.head.seq])["hash"] != seen.head.hash)
 
 
+def without_unfinished(data: bytes) -> bytes:
+    """Return the content of a ledger without a last line that a process was killed in.
+
+    Guarantee: only where this machine saw the record before it as the last one: the line was never whole, so nothing
+    was released for it. Elsewhere the file may have been cut off, and is returned as it is.
+    """
+    whole, newline, tail = data.rpartition(b"\n")
+    if not newline or not tail.startswith(b"{") or b"\0" in tail:
+        return data
+    lines = whole.split(b"\n")
+    try:
+        run, last = json.loads(lines[0])["run"], json.loads(lines[-1])
+        head = LedgerHead(last["seq"], last["hash"])
+        seen = last_seen(run)
+    except (ValueError, KeyError, TypeError, RecursionError):  # damaged, which the verification says
+        return data
+    return whole + newline if seen is not None and seen.head == head else data
+
+
 class History:
     """The file of one run while its ledger is open for writing."""
 

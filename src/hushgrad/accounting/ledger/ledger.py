@@ -20,7 +20,7 @@ from hushgrad.accounting.events.registry import event_to_json
 from hushgrad.accounting.filter import Filtering, filter_of
 from hushgrad.accounting.ledger.contract import Contract
 from hushgrad.accounting.ledger.file import LedgerFile, ledger_path
-from hushgrad.accounting.ledger.history import History
+from hushgrad.accounting.ledger.history import History, without_unfinished
 from hushgrad.accounting.ledger.phases import Phase, conditions_of_phases, entered, joint_contract, phase_name
 from hushgrad.accounting.ledger.records import NO_HASH, LedgerHead, encode
 from hushgrad.accounting.ledger.view import (
@@ -87,7 +87,7 @@ class Ledger:
             if path is not None:
                 self._file = LedgerFile.open(ledger_path(path))
             if self._file is not None and not self._file.created:
-                earlier = self._file.read()
+                earlier = without_unfinished(self._file.read())
             if earlier is not None:
                 self._resume(earlier, name, contract, rule)
             else:
@@ -330,6 +330,7 @@ class Ledger:
         self._seq, self._hash = view.anchor.seq, view.anchor.hash
         if self._file is not None:
             self._history = History.open(self._run, self._file.path, data)
+            self._file.cut_to(len(data))
         self._append("resumed", {"hushgrad": __version__})
 
 

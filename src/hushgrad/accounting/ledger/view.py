@@ -15,7 +15,7 @@ from hushgrad.accounting.events.registry import event_from_json
 from hushgrad.accounting.filter import filter_of
 from hushgrad.accounting.ledger.contract import ONE_RECORD, Contract
 from hushgrad.accounting.ledger.file import ledger_path, read_bytes
-from hushgrad.accounting.ledger.history import is_behind, last_seen
+from hushgrad.accounting.ledger.history import is_behind, last_seen, without_unfinished
 from hushgrad.accounting.ledger.phases import FIXED, Phase, conditions_of_phases, joint_contract, phase_name
 from hushgrad.accounting.ledger.records import NO_HASH, RESTORE, LedgerHead, decode, record_at
 from hushgrad.arguments import count_of
@@ -75,9 +75,12 @@ def read_ledger(path: str | os.PathLike[str], anchor: LedgerHead | None = None) 
 
     With an `anchor` (a `Ledger.anchor` kept elsewhere), also verify that the ledger still contains it.
 
+    A last line that was never whole, as a process leaves that is killed while it writes, is left out where this machine
+    knows that (`history.without_unfinished`).
+
     Guarantee: a damaged or edited file is refused, naming the first bad record. Raises `LedgerError`.
     """
-    data = read_bytes(ledger_path(path))
+    data = without_unfinished(read_bytes(ledger_path(path)))
     view = view_of(data, anchor)
     if (seen := last_seen(view.run)) is not None and is_behind(data, seen):  # or it was written to meanwhile
         view = replace(view, is_behind=is_behind(read_bytes(ledger_path(path)), seen))
