@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.autograd import Variable, forward_ad
+from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
 from torch.nn.modules.loss import _Loss as Criterion
@@ -301,6 +302,21 @@ def functorch_transform() -> str | None:
     if torch._C._functorch.maybe_current_level() is None:
         return None
     return str(torch._C._functorch.peek_interpreter_stack().key().name).lower()
+
+
+is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+"""Whether a tensor stands for another one inside a `torch.func` transform: it has no memory to look at."""
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """Return the tensor that one inside of `torch.func` transforms stands for."""
+    while is_wrapped(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+HAS_NO_DISPATCH = torch._C._disabled_torch_dispatch_impl
+"""What classes of tensors have that do not run operators another way: their values lie in memory of their own."""
 
 
 def is_forward_differentiating() -> bool:

@@ -59,6 +59,27 @@ def test_an_item_whose_examples_change_each_other_is_refused() -> None:
     programs.forget()
 
 
+@pytest.mark.parametrize("fails", ["model", "criterion", None])
+def test_a_call_that_failed_within_an_item_is_a_reading_of_its_values(fails: str | None) -> None:
+    programs = LossPrograms("mean", None)
+    for number in range(FIRST + 2):
+        item = torch.randn(4, 2, generator=torch.Generator().manual_seed(number))
+        programs.begin(4, drawn(item))
+        for is_last in (False, True):
+            programs.given(((item,), {}), None)
+            output = (item * 1).requires_grad_() * 1
+            has_failed = fails == "model" and not is_last and number > FIRST
+            programs.returned(None if has_failed else output)
+        programs.evaluating(None)
+        if fails == "criterion" and number > FIRST:
+            programs.evaluating(None)
+        programs.evaluated(None)
+        programs.losses(output.square().sum(1))
+        programs.examine()
+        assert programs.has_read is (fails is not None and number > FIRST)
+        programs.forget()
+
+
 # Earlier items --------------------------------------------------------------------------------------------------------
 
 

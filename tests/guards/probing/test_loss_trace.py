@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hushgrad.errors import UncoveredParameterUseError
+from hushgrad.guards.probing.loss_examination import require_separate_program
 from hushgrad.guards.probing.loss_trace import LossTrace
 from hushgrad.losses import PerExampleLoss
 from hushgrad.torch_internals import top_mode
@@ -124,3 +125,45 @@ def test_gradients_by_parameters_of_the_batch_that_are_not_there_are_refused_by_
     weight = torch.nn.Parameter(torch.zeros(2))
     with pytest.raises(UncoveredParameterUseError, match="gradients of trained parameters"):
         program(lambda o, y: torch.autograd.grad(o.sum(), [weight], retain_graph=True)[0])
+
+
+@pytest.mark.parametrize(
+    ("weight", "is_live"),
+    [
+        (lambda y: torch.zeros_like(y), False),
+        (lambda y: torch.rand_like(y, dtype=torch.float32), False),
+        (lambda y: torch.full_like(y, 2), False),
+        (lambda y: torch.full_like(input=y, fill_value=2), False),
+        (lambda y: torch.full_like(y, y.max()), True),
+        (lambda y: torch.full_like(input=y, fill_value=y.max()), True),
+        (lambda y: torch.randint_like(y, y.max() + 1), True),
+        (lambda y: torch.full_like(y, int(y.sum()) * 1.37), True),
+    ],
+)
+def test_what_has_the_batchs_shape_is_of_the_batch_where_a_value_or_a_number_of_it_goes_in(
+    weight: Any, is_live: bool
+) -> None:
+    found = program(lambda o, y: F.cross_entropy(o, y) * weight(y).mul(3).sum())
+    assert ("mul" in [call.name for call in found.calls[:-1]]) is is_live
+
+
+def test_draws_by_a_generator_of_the_loops_own_are_run_again_from_where_it_stood() -> None:
+    generator = torch.Generator().manual_seed(3)
+    torch.rand(5, generator=generator)
+
+    def drawn(o: Tensor, y: Tensor) -> Tensor:
+        return (F.cross_entropy(o, y, reduction="none") * torch.bernoulli(y / 3, generator=generator)).mean()
+
+    assert require_separate_program(program(drawn), "mean", None) == ""
+
+
+def test_a_transform_is_hidden_where_it_is_of_anything_of_the_batch_and_fails_nowhere() -> None:
+    def squares(values: Tensor) -> Tensor:
+        return torch.func.grad(lambda row: row.square().sum())(values)
+
+    own = program(lambda o, y: (o * squares(o.detach())).sum(1).mean())
+    assert own.hidden == "a transform of torch.func"
+    constant = program(lambda o, y: (o * squares(torch.ones(3))).sum(1).mean())
+    assert constant.hidden == ""
+    rows = program(lambda o, y: (o * torch.func.vmap(torch.func.grad(lambda row: row.sum()))(o.detach())).mean())
+    assert rows.hidden == "a transform of torch.func"

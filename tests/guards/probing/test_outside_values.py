@@ -101,3 +101,16 @@ def test_a_nested_tensor_which_may_have_no_shape_holds_no_rows_that_are_compared
     assert outside.path_in_item(nested) is None
     assert not outside.has_own_rows(nested)
     assert not outside.rows_of_numbers([nested])
+
+
+def test_a_write_that_no_call_showed_is_told_and_one_that_was_seen_is_not() -> None:
+    values, made, other = OutsideValues(X, Constants()), torch.zeros(3), torch.zeros(3)
+    values.note("zeros", ((3,), {}), made)
+    assert not values.are_written_unseen([made, other])
+    made[:1].fill_(1)
+    values.note("fill_", (made[:1], 1), made[:1])
+    assert not values.are_written_unseen([made])
+    other.real = torch.ones(3)
+    assert not values.are_written_unseen([other])  # nobody saw it made
+    made.real = torch.ones(3)
+    assert values.are_written_unseen([made])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hushgrad.guards.probing.own_memory import OwnMemory, is_plain
+from hushgrad.guards.probing.own_memory import OwnMemory, has_memory, is_plain
 
 
 class Holding(nn.Linear):
@@ -43,3 +44,26 @@ def test_what_has_no_values_of_its_own_is_not_plain() -> None:
     for tensor in (torch.ones(2).to_sparse(), torch.empty(2, device="meta"), torch.ones(0), given_back):
         assert not is_plain(tensor)
     assert is_plain(nn.Parameter(torch.ones(2)))
+
+
+def test_what_stands_for_a_tensor_or_lies_in_several_pieces_has_no_memory_to_look_at() -> None:
+    nested = torch.nested.nested_tensor([torch.ones(1), torch.ones(2)], layout=torch.jagged)
+    for tensor in (torch.eye(2).to_sparse(), nested, torch.ones(2, device="meta")):
+        assert not has_memory(tensor)
+    with FakeTensorMode():
+        assert not has_memory(torch.ones(2))
+    seen: list[bool] = []
+
+    def inner(values: Tensor) -> Tensor:
+        seen.append(has_memory(values))
+        return values.sum()
+
+    torch.func.grad(inner)(torch.ones(2))
+    torch.func.vmap(inner)(torch.ones(2, 2))
+    assert seen == [False, False]
+    assert has_memory(torch.ones(2).as_subclass(Own))
+    assert has_memory(nn.Parameter(torch.ones(2))[:1])
+
+
+class Own(torch.Tensor):
+    """A class that runs operators as torch does."""

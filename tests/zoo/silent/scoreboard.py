@@ -45,6 +45,7 @@ import selected_rows
 import shared_places
 import sixteen_bits
 import streams
+import taken_memory
 import torch
 import written_backward
 from silent_programs import EXACT, OUTCOMES, REFUSED, SILENT, TRUSTED, UNTYPED, Found, Kind, Program
@@ -57,6 +58,7 @@ KINDS: tuple[Kind, ...] = (
     hidden_inputs.KIND,
     outside_torch.KIND,
     batch_statistics.KIND,
+    taken_memory.KIND,
     other_parts.KIND,
     bypassed_calls.KIND,
     later_calls.KIND,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hushgrad.capture.public import PublicTensors
 from hushgrad.guards.probing.outside_changes import OutsideChanges
 from hushgrad.guards.probing.outside_leaves import OutsideLeaves
-from hushgrad.guards.probing.own_memory import OwnMemory
+from hushgrad.guards.probing.own_memory import OwnMemory, is_plain
 
 
 class Origin(Enum):
@@ -54,6 +54,10 @@ class Constants:
     def are_declared(self, tensor: Tensor) -> bool:
         """Return whether a tensor was declared public."""
         return bool(self._public) and self._public is not None and self._public.holds(tensor)
+
+    def are_of_model(self, tensor: Tensor) -> bool:
+        """Return whether a tensor lies in memory of the model's own."""
+        return is_plain(tensor) and self._own.holds(tensor)
 
     @property
     def are_open(self) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hushgrad.capture.axes.batch_axes import NARROW
 from hushgrad.errors import CrossSampleLeakError, LossShapeError
+from hushgrad.guards.probing.live_memory import WRITTEN_UNSEEN
 from hushgrad.guards.probing.loop_numbers import LoopNumbers
 from hushgrad.guards.probing.loss_numbers import ARITHMETIC, NumbersTaken
 from hushgrad.guards.probing.loss_program import Given, Made, Program
@@ -66,7 +67,7 @@ def require_separate_program(
     if not program.ends or program.size < 2:
         return program.hidden
     if any(version(source.values) != source.version for source in program.sources.values()):
-        return "a tensor was written to by what is not seen"
+        return WRITTEN_UNSEEN
     try:
         base, again = replayed(program, {}), replayed(program, {})
     except NotRunningError:

@@ -87,6 +87,8 @@ class LossPrograms:
         """Whether the loop gave the model the rows of an item in another order than the loader's."""
         self.has_read = False
         """Whether the loop read numbers of the batch's examples before it had its losses, or may have."""
+        self._begun = 0
+        """Calls of the model and of criteria that have not returned: at the end of an item those that failed."""
         self._untold: dict[str, None] = {}
         self.cuts: set[int] = set()
         """Lengths that stand in the loop's code and to which it cuts parts of its items."""
@@ -122,6 +124,7 @@ class LossPrograms:
 
         `roles`: what its inputs hold, as far as it is known.
         """
+        self._begun += 1
         if self._is_compared:
             self._settings.given(inputs, self._size)
         if self._trace is not None:
@@ -129,6 +132,7 @@ class LossPrograms:
 
     def returned(self, output: Any, turned: Sequence[Tensor] = (), module: nn.Module | None = None) -> None:
         """The `module` has returned this, None if it raised; `turned` has the examples on the second axis."""
+        self._begun -= output is not None
         if self._trace is not None:
             self._trace.returned(output, turned, module)
         if self._is_compared:
@@ -136,11 +140,13 @@ class LossPrograms:
 
     def evaluating(self, criterion: Any) -> None:
         """A criterion, module or function, is going to be called."""
+        self._begun += 1
         if self._is_compared:
             self._settings.evaluating(criterion)
 
     def evaluated(self, criterion: Any) -> None:
         """It has returned."""
+        self._begun -= 1
         if self._is_compared:
             self._settings.evaluated(criterion)
 
@@ -179,6 +185,7 @@ class LossPrograms:
             LossShapeError: the loss is a sum where a mean was declared, or the reverse.
             UncoveredParameterUseError: a leaf outside of the model got a gradient of its losses.
         """
+        self._note_failed()
         if self._trace is None:
             return ""
         self._trace.end()
@@ -203,6 +210,11 @@ class LossPrograms:
         if why and (program.ends or self._trace.has_unseen_loss):
             self._untold[why] = None
         return ""
+
+    def _note_failed(self) -> None:
+        """Whether a call fails is a look at the values: a loop that goes on has one."""
+        self.has_read |= self._begun > 0
+        self._begun = 0
 
     def examine_beside(self, drawn: Drawn | None) -> None:
         """Run the program of the item, which is `drawn`, again on a batch that is padded further, and on earlier rows.
@@ -256,6 +268,7 @@ class LossPrograms:
 
     def forget(self) -> None:
         """The item is done, or another one begins."""
+        self._note_failed()
         if self._trace is not None:
             self._trace.end()
             self._trace = None

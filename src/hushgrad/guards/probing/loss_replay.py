@@ -97,6 +97,8 @@ def replayed(
 
 def _called(call: Made, values: dict[int, Tensor], number: Number) -> Any:
     def filled(value: Any) -> Any:
+        if isinstance(value, torch.Generator):
+            return value.clone_state()  # each run draws the same
         return values[value.number] if isinstance(value, Slot) else number(value, call)
 
     with ExitStack() as stack:

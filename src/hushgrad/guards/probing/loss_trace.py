@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.capture.axes.layout import MARKS, Layout, Role
-from hushgrad.capture.axes.rules import changes_in_place
+from hushgrad.capture.axes.rules import changes_in_place, main_argument
 from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.guards.probing.length_recipes import LengthRecipes
+from hushgrad.guards.probing.live_memory import UNSEEN_MEMORY, WRITTEN_UNSEEN, LiveMemory, Written, sets_values, shared
 from hushgrad.guards.probing.loop_line import LIBRARY, TORCH, loop_frame
 from hushgrad.guards.probing.loss_numbers import choosing_numbers
 from hushgrad.guards.probing.loss_program import (
@@ -40,6 +41,7 @@ from hushgrad.guards.probing.loss_program import (
     Slot,
     Source,
     mapped,
+    slots_of,
     tensors_of,
 )
 from hushgrad.guards.probing.numbers_taken import is_free, numbers_in
@@ -53,6 +55,7 @@ from hushgrad.torch_internals import (
     function_of,
     functorch_transform,
     unseen,
+    unwrapped,
     version,
 )
 
@@ -84,6 +87,9 @@ SILENT = {
 }  # fmt: skip
 """Calls that compute nothing a loss could be made of."""
 
+
+LIKE = {"empty_like", "full_like", "ones_like", "rand_like", "randint_like", "randn_like", "zeros_like"}
+"""Calls that take the shape of a tensor and none of its values."""
 
 READING = {
     "__repr__", "__format__", "__str__", "__reduce__", "__reduce_ex__", "__dlpack__", "data_ptr", "storage",
@@ -118,6 +124,7 @@ class LossTrace(LowMode):
         self.program = Program(size, earlier=frozenset(self._earlier.numbers))
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._live: set[int] = set()
+        self._memory = LiveMemory()
         self._count = 0
         self._kept = 0
         self._has_taken = False
@@ -173,6 +180,7 @@ class LossTrace(LowMode):
 
     def _forget(self) -> None:
         self._known.clear()
+        self._memory.clear()
         self._applied.clear()
         self._weighted.clear()
 
@@ -206,6 +214,8 @@ class LossTrace(LowMode):
             for length in range(2, len(path)):
                 if roles.get(path[:length]) is Role.ENTRIES:
                     program.entries[known] = path[length]
+        for tensor in (*tensors, *(part for part in held if isinstance(part, Tensor))):
+            self._takes_over(tensor)
         for tensor in tensors:
             if self._slot(tensor) is None and not self._earlier.holds(tensor) and not self._is_of_item(tensor):
                 self.outside.meet(tensor, is_input=True)
@@ -242,6 +252,7 @@ class LossTrace(LowMode):
 
         `weight`: the gradient that the loop gives it, if any.
         """
+        self._takes_over(loss)
         slot = self._slot(self._times(loss, weight))
         if slot is None or slot not in self._live:
             self.has_unseen_loss = not self._is_used_by_us
@@ -267,8 +278,14 @@ class LossTrace(LowMode):
             result = func(*args, **kwargs)
             if not isinstance(result, Tensor):  # most calls are such: a flag or a shape of a parameter
                 return result
-        is_change = changes_in_place(func) or name == "__setitem__" or "out" in kwargs
+        if functorch_transform() is not None:
+            self._note_transformed(args, kwargs)
+            return func(*args, **kwargs)
+        is_change = changes_in_place(func) or "out" in kwargs or sets_values(func, args)
         is_of_batch = self._takes_batch(args, kwargs)
+        idle = [tensor for tensor in tensors_of(args, kwargs) if self._slot(tensor) not in self._live]
+        if self.outside.are_written_unseen(idle):
+            self.hide(WRITTEN_UNSEEN)
         is_wanted = is_of_batch or (is_change and self._knows(args))
         if not is_wanted:
             result = func(*args, **kwargs)
@@ -278,6 +295,7 @@ class LossTrace(LowMode):
         place, applied = _place()
         if place is None:
             result = func(*args, **kwargs)
+            self.outside.note_counts(idle)
             is_ours = is_of_batch and any(tensor.grad_fn is not None for tensor in tensors_of(result))
             self._is_used_by_us = self._is_used_by_us or is_ours
             return result
@@ -285,9 +303,6 @@ class LossTrace(LowMode):
             return func(*args, **kwargs)
         if name == "__iter__":
             return iter(self._seen(Tensor.unbind, types, args, {}))
-        if functorch_transform() is not None:
-            self.hide("a transform of torch.func")
-            return func(*args, **kwargs)
         if len(self.program.calls) >= MOST_CALLS:
             self.hide("it is too long")
             return func(*args, **kwargs)
@@ -299,7 +314,12 @@ class LossTrace(LowMode):
         if name in READING:
             self.has_read = True
             return func(*args, **kwargs)
+        changed = (
+            list(tensors_of(kwargs["out"] if "out" in kwargs else main_argument(args, kwargs))) if is_change else []
+        )
+        self._adopt_bases(changed)
         given = mapped((args, kwargs), partial(self._given, is_changed=is_change))
+        written = Written(tensor for tensor in tensors_of(args, kwargs) if self._slot(tensor) not in self._live)
         try:
             result = _asked(func, args, kwargs, place) if func is torch.autograd.grad else func(*args, **kwargs)
         except Exception:
@@ -308,29 +328,44 @@ class LossTrace(LowMode):
         was_live = self._live if is_of_batch else set(self._live)
         if func is Tensor.register_hook:
             self._note_change(args)
-        self._write(func, given, result, place, args[0] if is_change and args else None)
+        self.outside.note_counts(idle)
+        changed += [tensor for tensor in self._written_beside(written) if all(tensor is not one for one in changed)]
+        foreign = [] if is_change else list(written.tensors)
+        self._write(func, given, result, place, changed, foreign, is_of_batch=is_of_batch)
         self._live &= was_live  # what the program read may be written to with nothing of the batch
         return result
 
-    def _write(self, func: Callable[..., Any], given: Any, result: Any, place: Place, changed: Any) -> None:
+    def _write(
+        self,
+        func: Callable[..., Any],
+        given: Any,
+        result: Any,
+        place: Place,
+        changed: Sequence[Tensor] = (),
+        foreign: Sequence[Tensor] = (),
+        *,
+        is_of_batch: bool = True,
+    ) -> None:
+        """Write down a call, what it made and `changed`; `foreign` went in with nothing of the batch in them."""
         made = list(tensors_of(result))
         is_getter = getattr(func, "__name__", "") == "__get__"
         if is_getter and not made and not isinstance(result, torch.Size):
             return
         taken = None
-        if not made and changed is None and func is not Tensor.register_hook:
+        if not made and not changed and func is not Tensor.register_hook:
             if not _is_number(result):
                 return
             taken = result
             self._has_taken = self._has_taken or not isinstance(result, torch.Size)
         outputs = tuple(self._made(tensor) for tensor in made)
-        if getattr(func, "__name__", "").endswith("_like"):  # of the batch's shape, and of none of its values
+        if self._takes_shape_alone(func, given, place):
             self._live.difference_update(outputs)
             self.outside.note(func.__name__, (), result)
-        if isinstance(changed, Tensor) and (slot := self._slot(changed)) is not None:
-            self._live.add(slot)
-            if slot in self.program.sources and (base_of(changed) is not None):
-                self.hide("values are written into a part of a tensor")
+            is_of_batch = False
+        for tensor in changed:
+            self._note_written(tensor, is_of_batch=is_of_batch)
+        if is_of_batch:
+            self._memory.note(zip(made, outputs, strict=True), foreign)
         self.program.calls.append(
             Made(
                 func,
@@ -343,6 +378,77 @@ class LossTrace(LowMode):
                 taken,
             )
         )
+
+    def _takes_shape_alone(self, func: Callable[..., Any], given: Any, place: Place) -> bool:
+        """Whether what a call made has the shape of a tensor of the batch, and of no tensor a value.
+
+        A number that is not written in the code may be of the batch once numbers have left torch.
+        """
+        if getattr(func, "__name__", "") not in LIKE:
+            return False
+        rest = (given[0][1:], {key: value for key, value in given[1].items() if key != "input"})
+        if any(slot.number in self._live for slot in slots_of(rest)):
+            return False
+        return not self._has_taken or not is_free(list(numbers_in(mapped(rest, _number))), 0, place.numbers)
+
+    def _note_written(self, tensor: Tensor, *, is_of_batch: bool) -> None:
+        """A call wrote to a tensor; `is_of_batch`: values of the batch, maybe, so that all of its memory is of it."""
+        if (slot := self._slot(tensor)) is None:
+            return
+        self._live.add(slot)
+        if slot in self.program.sources and base_of(tensor) is not None:
+            self.hide("values are written into a part of a tensor")
+        if is_of_batch:
+            self.has_read = self._memory.take(tensor, slot) or self.has_read
+
+    def _written_beside(self, written: Written) -> list[Tensor]:
+        """Return what a call wrote to that held nothing of the batch; the program begins with what was there before."""
+        found = []
+        for tensor, before in written.changed():
+            slot = self._slot(tensor)
+            found.append(tensor)
+            if slot not in self.program.sources:
+                continue
+            if before is None:
+                self.hide(WRITTEN_UNSEEN)
+            elif self.program.sources[slot].values.data_ptr() == tensor.data_ptr():
+                self.program.sources[slot] = self.program.sources[slot]._replace(values=before, version=version(before))
+        return found
+
+    def _adopt_bases(self, changed: Iterable[Tensor]) -> None:
+        """Adopt what tensors are views of that a call changes, so that what it writes there is seen there as well."""
+        for tensor in changed:
+            base = base_of(tensor)
+            if base is None or self._slot(tensor) is not None or self._takes_over(tensor):
+                continue
+            self._given(base, is_changed=True)
+            if (slot := self._slot(base)) is not None and (view := self._memory.begin(tensor, base, slot)) is not None:
+                self._share(tensor, view)
+
+    def _takes_over(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies in memory that holds values of the batch, which it then gets a number for."""
+        slot = self._slot(tensor)
+        if slot in self._live or not self._memory.holds(tensor):
+            return False
+        if tensor.requires_grad and not tensor.is_leaf:
+            return False
+        view = self._memory.found(tensor)
+        if view is None:
+            self.hide(UNSEEN_MEMORY)
+            slot = self._adopt(tensor, "number") if slot is None else slot
+        else:
+            slot = self._share(tensor, view)
+        self._live.add(slot)
+        return True
+
+    def _share(self, tensor: Tensor, view: tuple[int, Any]) -> int:
+        """Write down that a tensor lies in the memory of another one, and return its number."""
+        slot = self._name(tensor)
+        frame = loop_frame()
+        place = Place("", 0) if frame is None else _place_of(frame)
+        made = Made(shared, (Slot(view[0]), view[1]), {}, (slot,), place, tensor.requires_grad, ())
+        self.program.calls.append(made)
+        return slot
 
     def _asks_plainly(self, outputs: Any, inputs: Any, grad_outputs: Any = None, *_: Any, **__: Any) -> bool:
         """Whether gradients are asked for of one output of the model, or of its sum, that counts once for each row."""
@@ -368,13 +474,19 @@ class LossTrace(LowMode):
         given = mapped(((loss, weight), {}), partial(self._given, is_changed=False))
         with unseen(), torch.enable_grad():
             weighted = loss.detach() * weight.detach()
-            self._write(torch.mul, given, weighted, _place_of(frame), None)
+            self._write(torch.mul, given, weighted, _place_of(frame))
         self._weighted.append(weighted)
         return weighted
 
     def _note_change(self, args: tuple[Any, ...]) -> None:
         is_of_values = any(tensor.numel() > 1 for tensor in tensors_of(args))
         self.changes_gradients = self.changes_gradients or is_of_values
+
+    def _note_transformed(self, args: Any, kwargs: Any) -> None:
+        """A call inside of a transform of `torch.func`, which is not run again: is it on anything of the batch?"""
+        tensors = map(unwrapped, tensors_of(args, kwargs))
+        if any(self._slot(tensor) in self._live or self._takes_over(tensor) for tensor in tensors):
+            self.hide("a transform of torch.func")
 
     def _has_free_numbers(self, name: str, args: Any, kwargs: Any) -> bool:
         """Whether a call on nothing of the batch has a number that Python may have made of the item.
@@ -406,7 +518,10 @@ class LossTrace(LowMode):
         return id(tensor) not in self._known and not self._applied and not self.outside.is_readable
 
     def _takes_batch(self, args: Any, kwargs: Any) -> bool:
-        return any(self._slot(tensor) in self._live or self._is_of_item(tensor) for tensor in tensors_of(args, kwargs))
+        return any(
+            self._slot(tensor) in self._live or self._is_of_item(tensor) or self._takes_over(tensor)
+            for tensor in tensors_of(args, kwargs)
+        )
 
     def _is_of_item(self, tensor: Tensor) -> bool:
         """Adopt a tensor that holds what the item holds as an array or a list; return whether it does."""
@@ -418,10 +533,13 @@ class LossTrace(LowMode):
         return path is not None
 
     def _given(self, value: Any, *, is_changed: bool) -> Any:
+        if isinstance(value, torch.Generator):
+            return value.clone_state()  # as it stands now
         if not isinstance(value, Tensor):
             return value
         tensor = value
-        self._is_of_item(tensor)
+        if not self._is_of_item(tensor):
+            self._takes_over(tensor)
         slot = self._slot(tensor)
         if slot is None:
             kind = "number" if self._has_taken else "constant"
@@ -497,6 +615,8 @@ class LossTrace(LowMode):
                 self.program.recipes[slot] = recipe.made
         if kind in ("item", "output"):
             self._live.add(slot)
+            if kind == "item" or not self.outside.is_of_model(tensor):
+                self._memory.note([(tensor, slot)])
         return slot
 
 
@@ -532,6 +652,10 @@ def _numbers_at(inputs: Any, size: int) -> list[Any]:
 
     with_parts(inputs, visit)
     return found
+
+
+def _number(value: Any) -> Any:
+    return value if isinstance(value, (int, float)) else None  # no tensor or array is read
 
 
 def _is_countable(value: Any) -> bool:

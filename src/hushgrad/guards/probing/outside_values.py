@@ -19,7 +19,9 @@ from hushgrad.guards.probing.loop_line import line_of, loop_frame
 from hushgrad.guards.probing.loss_numbers import ARITHMETIC
 from hushgrad.guards.probing.loss_program import mapped, tensors_of
 from hushgrad.guards.probing.numbers_taken import numbers_in
+from hushgrad.guards.probing.own_memory import has_memory
 from hushgrad.guards.probing.trees import DESCEND, Path, with_parts
+from hushgrad.torch_internals import storage_handle, unseen, version
 
 FROM_PYTHON = {
     "tensor",
@@ -62,6 +64,7 @@ class OutsideValues:
         self._constants = constants
         self._size = size
         self._made: dict[int, _Quiet] = {}
+        self._counts: dict[int, set[int]] = {}  # by memory, how often it was written to when a call had run
         self._readable: list[tuple[Path, Any]] = []
         self.is_readable = False
         """Whether the item holds numbers or texts that Python can read without a call of torch's."""
@@ -106,11 +109,27 @@ class OutsideValues:
                 roots[id(tensor)] = weakref.ref(tensor)
             elif tensor.requires_grad and tensor.is_leaf:
                 leaves[id(tensor)] = weakref.ref(tensor)
+        self.note_counts(tensors_of(given, result))
         for tensor in tensors_of(result):
             self._made[id(tensor)] = _Quiet(weakref.ref(tensor), is_python, roots, leaves, is_random, is_trained)
         changed = next(tensors_of(given), None) if name == "__setitem__" else None
         if changed is not None and (made := self._made_before(changed)) is not None and made.is_random:
             self._made[id(changed)] = made._replace(is_random=None)
+
+    def note_counts(self, tensors: Iterable[Tensor]) -> None:
+        """Take note of how often memory was written to once a call that is seen has run."""
+        with unseen():
+            for tensor in tensors:
+                if has_memory(tensor):
+                    self._counts.setdefault(storage_handle(tensor.untyped_storage()), set()).add(version(tensor))
+
+    def are_written_unseen(self, tensors: Iterable[Tensor]) -> bool:
+        """Return whether tensors that calls were seen to make were written to by what is not seen (`.real = ...`)."""
+        made = [tensor for tensor in tensors if self._made_before(tensor) is not None and has_memory(tensor)]
+        with unseen():
+            return any(
+                version(part) not in self._counts.get(storage_handle(part.untyped_storage()), ()) for part in made
+            )
 
     def _is_random(self, name: str, given: Any) -> bool | None:
         """Return whether a call draws, or makes rows of drawn ones; None if they follow their place as well."""
@@ -136,15 +155,17 @@ class OutsideValues:
 
     def has_own_rows(self, tensor: Tensor) -> bool:
         """Return whether a tensor has a row for each example, and not the same for all."""
-        if type(tensor) not in (Tensor, nn.Parameter):  # to look at a sharded one sends messages
-            return False
-        if tensor.is_nested or tensor.is_sparse or tensor.is_meta:  # nested ones may have no shape
-            return False
+        if type(tensor) not in (Tensor, nn.Parameter) or not has_memory(tensor):
+            return False  # to look at a sharded one sends messages, and nested ones may have no shape
         if not tensor.ndim or tensor.shape[0] != self._size:
             return False
-        if tensor.layout is torch.strided and not tensor.untyped_storage().nbytes():
+        if not tensor.untyped_storage().nbytes():
             return False  # its memory was given back, as FSDP does between two uses
         return not bool((tensor == tensor[:1]).all())
+
+    def is_of_model(self, tensor: Tensor) -> bool:
+        """Return whether a tensor lies in memory of the private model."""
+        return self._constants.are_of_model(tensor)
 
     def is_placed(self, tensor: Tensor) -> bool:
         """Return whether a tensor that the model is given may tell the place of each example."""

@@ -7,6 +7,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from hushgrad.torch_internals import HAS_NO_DISPATCH, is_wrapped
+
 
 class OwnMemory:
     """Knows the parameters and buffers of a model by their memory.
@@ -40,8 +42,16 @@ class OwnMemory:
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor's values lie in memory of its own kind, and are there; a sharded one would send messages."""
-    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided or tensor.is_nested:
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_quantized or not has_memory(tensor):
         return False
-    if tensor.is_meta or tensor.is_quantized or not tensor.numel():
+    return bool(tensor.numel() and tensor.untyped_storage().nbytes())
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor lies in one piece of memory; a sparse, nested, fake, meta or sharded one does not.
+
+    Nor does one that stands for another inside of a transform of `torch.func`.
+    """
+    if type(tensor).__torch_dispatch__ is not HAS_NO_DISPATCH or is_wrapped(tensor):
         return False
-    return bool(tensor.untyped_storage().nbytes())
+    return tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_meta)
