@@ -13,6 +13,7 @@ from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from hushgrad.guards.probing.user_code import is_own, is_users_class, is_users_function, names_in
@@ -24,12 +25,16 @@ MOST_PARTS = 1000
 """Longer lists are left out: data, most likely."""
 
 
+CALLED = ("__call__", "forward", "backward", "setup_context")
+"""What torch calls of objects and autograd functions."""
+
+
 class Reach:
     """What some values, most of them functions, can read.
 
     Attributes:
         tensors: each once.
-        numbers: those that are no whole numbers.
+        numbers: those that are no whole numbers, each once.
         written: numbers in the code itself.
     """
 
@@ -38,23 +43,26 @@ class Reach:
         self.numbers: list[float] = []
         self.written: list[float] = []
         self._seen: dict[int, Any] = {}
-        self._names: set[str] = set()  # of attributes, in code met so far
+        self._names = set(CALLED)  # of attributes, in code met so far
         self._waiting: list[Any] = [*values]
         self._objects: list[Any] = []
-        while self._waiting or self._objects:
+        known = None
+        while True:
             while self._waiting and len(self._seen) < MOST_VALUES:
                 self._visit(self._waiting.pop())
-            if not self._objects or len(self._seen) >= MOST_VALUES:
-                break
-            objects, self._objects = self._objects, []  # all names that functions beside them use are known by now
-            for value in objects:
+            found = len(self._names), len(self._objects), len(self._seen)
+            if found == known or len(self._seen) >= MOST_VALUES:
+                return
+            known = found
+            for value in [*self._objects]:
                 self._visit_attributes(value)
 
     def _visit(self, value: Any) -> None:
         if isinstance(value, (bool, int, str, bytes)) or value is None:
             return
         if isinstance(value, (float, np.floating)):
-            self.numbers += [] if float(value).is_integer() else [float(value)]
+            if not float(value).is_integer() and float(value) not in self.numbers:
+                self.numbers.append(float(value))
             return
         if id(value) in self._seen:
             return
@@ -71,12 +79,15 @@ class Reach:
             self._waiting += (value.__func__, value.__self__)
         elif isinstance(value, (staticmethod, classmethod)):
             self._waiting.append(value.__func__)
+        elif isinstance(value, property):
+            self._waiting.append(value.fget)
         elif isinstance(value, FunctionType):
             self._visit_function(value)
         elif isinstance(value, type):
             self._visit_class(value)
         elif not isinstance(value, ModuleType) and not is_own(type(value)):
             self._objects.append(value)
+            self._waiting.append(type(value))
 
     def _visit_function(self, function: FunctionType) -> None:
         if is_own(function):
@@ -95,30 +106,11 @@ class Reach:
         self.written += [part for part in function.__code__.co_consts if isinstance(part, float)]
 
     def _visit_class(self, cls: type) -> None:
-        for part in cls.__mro__:
-            if is_users_class(part):
-                self._objects.append(_Class(part))
-                self._waiting += [value for value in vars(part).values() if _is_code(value)]
+        self._objects += [part for part in cls.__mro__ if is_users_class(part)]
 
     def _visit_attributes(self, value: Any) -> None:
-        if isinstance(value, _Class):
-            kept = vars(value.cls)
-        else:
-            if is_users_class(type(value)):
-                self._waiting.append(type(value))
-            kept = getattr(value, "__dict__", None) or {}
-            if isinstance(value, nn.Module):
-                kept = {**kept, **value._buffers}
-        is_of_torch = not isinstance(value, _Class) and type(value).__module__.startswith("torch.utils.checkpoint")
-        self._waiting += [part for name, part in kept.items() if is_of_torch or name in self._names]
-
-
-class _Class:
-    """A class whose attributes are to be looked at."""
-
-    def __init__(self, cls: type) -> None:
-        self.cls = cls
-
-
-def _is_code(value: Any) -> bool:
-    return isinstance(value, (FunctionType, staticmethod, classmethod))
+        kept = getattr(value, "__dict__", None) or {}
+        if isinstance(value, nn.Module):
+            kept = {**kept, **value._buffers}
+        is_of_checkpoint = type(value).__module__ == torch.utils.checkpoint.__name__
+        self._waiting += [part for name, part in kept.items() if is_of_checkpoint or name in self._names]

@@ -8,6 +8,7 @@ the model's outputs those that the backward gave them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hushgrad.guards.probing.loss_program import Program
+from hushgrad.guards.probing.loss_program import Program, slots_of
 from hushgrad.guards.probing.loss_replay import NotRunningError, is_same, replayed, rounding, row_axis
 from hushgrad.guards.probing.rows import blocks
 from hushgrad.guards.probing.user_code import is_own
@@ -73,6 +74,7 @@ class BackwardWatch:
         self._tasks: set[int] = set()
         self.codes: list[Any] = []
         """Functions of the loop's that torch runs in its backward."""
+        self._has_hooks_above = False  # nearer to the root than losses [B] are
         self.is_whole = True
         """Whether each gradient of an output comes by the losses alone."""
         self.foreign = ""
@@ -130,16 +132,15 @@ class BackwardWatch:
         for mode in dispatch_modes():
             if not type(mode).__module__.startswith(("torch.", "hushgrad.")):
                 self.foreign = f"{type(mode).__name__}, a dispatch mode of the loop's own, is around its backward"
-        known = {id(loss.grad_fn): (loss, slot) for slot, loss in self._ends.items() if loss.grad_fn is not None}
         found = []
-        for node, slot, path in self._walk(roots, {**slots, **known}):
+        for node, slot, path in self._walk(roots, slots):
             before, after = ([hook for hook in hooks if _is_loops(hook)] for hooks in hooks_of_node(node))
             if id(node) in self._nodes:
                 before = [hook for hook in before if not any(hook is other for other in self._nodes[id(node)][2])]
                 after = []  # the model's own node: what comes after it is the model's
             if before or after:
                 if slot is None:
-                    self.foreign = "a hook on a node above its losses changes gradients"
+                    self._has_hooks_above = True
                     continue
                 found.append(NodeHooks(slot, path, node.name().split("0x")[0], tuple(before), tuple(after)))
                 self.codes += [*before, *after]
@@ -151,13 +152,18 @@ class BackwardWatch:
         self, roots: Sequence[Tensor], slots: dict[int, tuple[Tensor, int]]
     ) -> Iterator[tuple[Any, int | None, tuple[int, ...]]]:
         seen: dict[int, Any] = {}
-        waiting: list[tuple[Any, int | None, tuple[int, ...]]] = [(root.grad_fn, None, ()) for root in roots]
+        ends = {id(loss.grad_fn): (loss, slot) for slot, loss in self._ends.items()}
+        waiting: list[tuple[Any, int | None, tuple[int, ...]]] = []
+        for root in roots:
+            waiting.append((root.grad_fn, None if ends else slots.get(id(root.grad_fn), (root, None))[1], ()))
         while waiting and len(seen) < MOST_NODES:
             node, slot, path = waiting.pop(0)
             if node is None or id(node) in seen:
                 continue
             seen[id(node)] = node
-            if id(node) in slots:
+            if id(node) in ends:
+                slot, path = ends[id(node)][1], ()
+            elif slot is not None and id(node) in slots:
                 slot, path = slots[id(node)][1], ()
             yield node, slot, path
             if id(node) in self._nodes:
@@ -195,8 +201,17 @@ class BackwardWatch:
                 if given and not bool((given[0] == given[0].reshape(-1)[0]).all()):
                     return OTHER_GRADIENTS
                 weights[end.slot] = float(given[0].reshape(-1)[0]) if given else 0.0
+            plain = (0.0, 1.0, 1 / program.size)
+            is_usual = all(any(math.isclose(one, other, rel_tol=1e-5) for other in plain) for one in weights.values())
+            if not is_usual and (self._has_hooks_above or _has_hooks_aside(program)):
+                return "a hook changes the gradient that its losses get"
+        factors = {self._factors.get(task, 1.0) for task in self._tasks}
+        if len(factors) > 1:
+            return ""
+        [scale] = factors
         try:
-            base, other = replayed(program, {}, weights=weights), replayed(program, {}, weights=weights, turn=1)
+            base = replayed(program, {}, scale=scale, weights=weights)
+            other = replayed(program, {}, scale=scale, weights=weights, turn=1)
         except NotRunningError:
             return ""
         within = rounding(program, base)
@@ -213,8 +228,18 @@ class BackwardWatch:
         return ""
 
     def _sum(self, slot: int) -> Tensor | None:
-        parts = [part / self._factors.get(task, 1.0) for task, part in self._found.get(slot, {}).items()]
-        return None if not parts else torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+        parts = [*self._found.get(slot, {}).values()]
+        return torch.stack(parts).sum(0) if parts else None
+
+
+def _has_hooks_aside(program: Program) -> bool:
+    """Whether there are hooks on tensors that no loss is made of: on what is made of losses, then."""
+    hooked = [call.args[0].number for call in program.calls if call.function is Tensor.register_hook]
+    made = {end.slot for end in program.ends}
+    for call in reversed(program.calls):
+        if made & set(call.outputs):
+            made |= {slot.number for slot in slots_of((call.args, call.kwargs))}
+    return not made.issuperset(hooked)
 
 
 def _agree(program: Program, slot: int, one: Tensor, other: Tensor, within: float) -> bool:

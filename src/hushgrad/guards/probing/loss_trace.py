@@ -29,6 +29,7 @@ from hushgrad.capture.axes.rules import changes_in_place
 from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.guards.probing.backward_reach import Reach
 from hushgrad.guards.probing.backward_watch import BackwardWatch
+from hushgrad.guards.probing.constants import Origin
 from hushgrad.guards.probing.length_recipes import LengthRecipes
 from hushgrad.guards.probing.loop_line import LIBRARY, TORCH, loop_frame
 from hushgrad.guards.probing.loss_numbers import choosing_numbers
@@ -278,8 +279,8 @@ class LossTrace(LowMode):
             if slot is None and self._earlier.holds(tensor):
                 slot = self._adopt(tensor, "earlier")
             if slot is None:
-                self.outside.meet(tensor)
-                reach.numbers += [] if tensor.requires_grad or tensor.numel() != 1 else [float(tensor)]
+                if self.outside.origin(tensor) is Origin.PYTHON:
+                    self.outside.meet(tensor)
             elif all(tensor is not other for other in program.reached.setdefault(slot, [])):
                 program.reached[slot].append(tensor)
         if reach.numbers:
