@@ -377,7 +377,7 @@ def hooks_of_node(node: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _no_hook(*_: Any) -> None:
-    return None
+    """Leave gradients as they are."""
 
 
 def put_first(tensor: Tensor, hook: Callable[[Tensor], Any]) -> Any:

@@ -111,6 +111,6 @@ class Reach:
     def _visit_attributes(self, value: Any) -> None:
         kept = getattr(value, "__dict__", None) or {}
         if isinstance(value, nn.Module):
-            kept = {**kept, **value._buffers}
+            kept = {**kept, **dict(value.named_buffers(recurse=False))}
         is_of_checkpoint = type(value).__module__ == torch.utils.checkpoint.__name__
         self._waiting += [part for name, part in kept.items() if is_of_checkpoint or name in self._names]

@@ -183,7 +183,7 @@ class BackwardWatch:
     # The comparison --------------------------------------------------------------------------------------------------
 
     def untold(self, program: Program) -> str:
-        """Run the program on the item as it was; return why its gradients are not those of the backward, "" if they are.
+        """Run the program on the item as it was; return why its gradients are not the backward's, "" if they are.
 
         Nothing is said of programs that draw, or whose outputs get gradients another way.
         """

@@ -42,7 +42,8 @@ class Made:
     """One call: its function and arguments, tensors as slots; what it made, and the settings it ran under.
 
     `taken`: the number (or numbers) that left torch by it, None where it made tensors. `places`: which of what an
-    autograd function returned has which slot. `saving`: what of the loop's own packed and unpacked tensors that it saved.
+    autograd function returned has which slot. `saving`: what of the loop's own packed and unpacked the
+    tensors that it saved.
     """
 
     function: Callable[..., Any]
