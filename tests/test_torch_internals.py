@@ -599,3 +599,33 @@ def test_a_process_group_says_how_long_it_waits_and_replicas_whether_they_have_h
 
 def _reduced(state, bucket):  # type: ignore[no-untyped-def]  # torch looks at its annotations
     raise AssertionError("no ordinary gradient is reduced")
+
+
+def test_the_hooks_on_a_node_are_found_and_none_is_left() -> None:
+    node: Any = (torch.ones(2, requires_grad=True) * 2).grad_fn
+    before, after = (lambda gradients: None), (lambda gradients, given: None)
+    assert insides.hooks_of_node(node) == ([], [])
+    node.register_prehook(before)
+    node.register_hook(after)
+    assert insides.hooks_of_node(node) == ([before], [after])
+
+
+def test_a_hook_that_is_put_first_runs_before_the_others() -> None:
+    seen: list[str] = []
+    values = torch.ones(2, requires_grad=True) * 2
+    values.register_hook(lambda _: seen.append("later"))  # type: ignore[no-untyped-call]
+    insides.put_first(values, lambda _: seen.append("first"))
+    values.sum().backward()  # type: ignore[no-untyped-call]
+    assert seen == ["first", "later"]
+
+
+def test_what_packs_saved_tensors_here_is_known_and_dispatch_modes_are() -> None:
+    def pack(tensor: Any) -> Any:
+        return tensor
+
+    assert insides.saved_tensors_hooks_here() is None
+    with torch.autograd.graph.saved_tensors_hooks(pack, pack):
+        assert insides.saved_tensors_hooks_here() == (pack, pack)
+    with insides.TorchDispatchMode() as mode:
+        assert insides.dispatch_modes() == [mode]
+    assert insides.dispatch_modes() == []

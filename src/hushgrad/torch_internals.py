@@ -297,6 +297,17 @@ def keeps_some_values() -> bool:
     return any(isinstance(mode, _CachingTorchDispatchMode) for mode in _get_current_dispatch_mode_stack())
 
 
+def dispatch_modes() -> list[TorchDispatchMode]:
+    """Return the dispatch modes of this thread, the outermost first."""
+    return list(_get_current_dispatch_mode_stack())
+
+
+def saved_tensors_hooks_here() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
+    """Return what packs and unpacks tensors that are saved here for a backward; None where nothing does."""
+    found = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return None if found is None else (found[0], found[1])
+
+
 def functorch_transform() -> str | None:
     """Return the name of the innermost `torch.func` transform that is running in this thread; None outside of any."""
     if torch._C._functorch.maybe_current_level() is None:
@@ -365,6 +376,35 @@ def shape_of_output(node: Any, index: int) -> tuple[int, ...]:
 def dtype_of_output(node: Any, index: int) -> torch.dtype:
     """Return the dtype of one of the outputs that a node made: that of the gradient which comes back to it."""
     return node._input_metadata[index].dtype  # type: ignore[no-any-return]
+
+
+def hooks_of_node(node: Any) -> tuple[list[Any], list[Any]]:
+    """Return the Python hooks on a node: those before it runs, and those after.
+
+    Torch keeps them in a dictionary for each kind, which what `register_hook` returns points to.
+    """
+    found: list[list[Any]] = []
+    for register in (node.register_prehook, node.register_hook):
+        handle = register(_no_hook)
+        known = handle.hooks_dict_ref() or {}
+        handle.remove()
+        found.append(list(known.values()))
+    return found[0], found[1]
+
+
+def _no_hook(*_: Any) -> None:
+    """Leave gradients as they are."""
+
+
+def put_first(tensor: Tensor, hook: Callable[[Tensor], Any]) -> Any:
+    """Register a hook on a tensor that runs before those which are there; return its handle."""
+    handle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+    hooks = tensor._backward_hooks
+    assert hooks is not None
+    old = list(hooks.items())
+    hooks.clear()
+    hooks.update([old[-1], *old[:-1]])
+    return handle
 
 
 def function_of(node: Any) -> type | None:

@@ -33,6 +33,7 @@ import later_calls
 import layout_coincidences
 import loop_faults
 import loop_writes
+import loops_backwards
 import number_limits
 import other_parts
 import outside_torch
@@ -80,6 +81,7 @@ KINDS: tuple[Kind, ...] = (
     streams.KIND,
     loop_faults.KIND,
     loop_writes.KIND,
+    loops_backwards.KIND,
     kept_by_loops.KIND,
 )
 

@@ -18,8 +18,8 @@ from hushgrad.torch_internals import StorageWeakRef, storage_handle, unseen, ver
 UNSEEN_MEMORY = "a tensor lies in memory of the batch in a way that cannot be run again"
 WRITTEN_UNSEEN = "a tensor was written to by what is not seen"
 
-MOST_COMPARED = 1 << 20
-"""Larger arguments are told to have been written to by torch's count alone."""
+MOST_COMPARED = 1 << 16
+"""Larger arguments are told to have been written to by torch's count alone: running statistics have one value a channel."""
 
 SETTERS = {"data", "grad", "real", "imag"}
 """Attributes of a tensor that take another one's values."""

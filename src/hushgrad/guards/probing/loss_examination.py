@@ -114,6 +114,8 @@ class _Examination:
             raise _leak("a number that the model is given, computed from the batch,", given)
         if (call := self._numbers.used()) is not None:
             raise _leak("the loss of one example, by a number or a decision that the batch made,", call)
+        if (call := self._numbers.read_backward()) is not None:
+            raise _leak("the gradient of one example, by a number that the loop's own backward code reads,", call)
         if (call := self._numbers.of_single_rows()) is not None and self._has_idle_rows():
             raise _leak("the part of some examples in the loss, by what Python made of numbers of single ones,", call)
         self._leave_out(loss_reduction, expected_size)

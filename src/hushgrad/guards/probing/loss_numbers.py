@@ -87,10 +87,22 @@ class NumbersTaken:
                 return calls[number]
         return None
 
+    def read_backward(self) -> Made | None:
+        """Return a call that took a number of several examples which code in the backward can read; None if none."""
+        shared = sorted(self._moved[0] & self._moved[1])
+        for numbers, written in self._program.read_backward:
+            for number in shared:
+                if is_made_of(self._numbers[number], numbers, {}, written):
+                    return self._program.calls[number]
+        return None
+
     def of_earlier(self) -> Made | Place | None:
         """Return a call of the losses', or of the model, that took a number of an earlier item; None if none did."""
         if self._program.carried:
             return self._program.carried[0]
+        earlier = self._program.earlier
+        if any(earlier & (set(numbers) - set(written)) for numbers, written in self._program.read_backward):
+            return next(call for call in reversed(self._program.calls) if call.outputs)
         for number in sorted(self._used()):
             call = self._program.calls[number]
             written = {float(part) for part in call.place.numbers if isinstance(part, (int, float))}

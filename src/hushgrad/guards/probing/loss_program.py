@@ -42,7 +42,8 @@ class Made:
     """One call: its function and arguments, tensors as slots; what it made, and the settings it ran under.
 
     `taken`: the number (or numbers) that left torch by it, None where it made tensors. `places`: which of what an
-    autograd function returned has which slot.
+    autograd function returned has which slot. `saving`: what of the loop's own packed and unpacked the
+    tensors that it saved.
     """
 
     function: Callable[..., Any]
@@ -54,6 +55,7 @@ class Made:
     autocast: tuple[tuple[str, torch.dtype], ...]
     taken: Any = None
     places: tuple[tuple[int, int], ...] = ()
+    saving: tuple[Any, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -133,6 +135,10 @@ class Program:
         origins: of sources that no call on the batch has made, by slot, what they were made of.
         recipes: of those that were made of lengths of the item alone, by slot, how.
         placed: where the model was given a tensor with a row for each example that has nothing of the item.
+        node_hooks: the loop's own, on nodes of the graph of its losses (`NodeHooks`).
+        reached: by slot, the tensors that code of the loop's can read in its backward.
+        read_backward: numbers that such code can read, and those in the code itself.
+        calls_of_backward: how many calls came before the backward, where it reads what they made.
         alike: a row of those that the model was given and that have the same row for each example.
         numbers_outside: by which noise and parameters were scaled that enter it, and seeds of generators.
         seed: of torch, at the end; `sets_seed` whether the loop set it meanwhile.
@@ -159,6 +165,10 @@ class Program:
     origins: dict[int, Origin] = field(default_factory=dict)
     recipes: dict[int, Callable[[Mapping[int, int]], Any]] = field(default_factory=dict)
     placed: list[Place] = field(default_factory=list)
+    node_hooks: list[Any] = field(default_factory=list)
+    reached: dict[int, list[Tensor]] = field(default_factory=dict)
+    read_backward: list[tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=list)
+    calls_of_backward: int = 0
     alike: list[Tensor] = field(default_factory=list)
     numbers_outside: frozenset[tuple[str, float]] = frozenset()
     seed: int = 0
@@ -171,7 +181,7 @@ class Program:
     @property
     def last(self) -> int:
         """How many calls came before the last loss."""
-        return max((end.calls for end in self.ends), default=0)
+        return max((self.calls_of_backward if self.ends else 0, *(end.calls for end in self.ends)))
 
 
 def cut_lengths(program: Program) -> set[int]:

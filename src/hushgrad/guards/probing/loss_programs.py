@@ -78,6 +78,7 @@ class LossPrograms:
         self._trace: LossTrace | None = None
         self._end: weakref.finalize[..., LossPrograms] | None = None  # of the trace, should nobody tell of it
         self._is_own = False
+        self._is_private = is_private
         self._has_changed_gradients = False
         self._earlier = Earlier(constants=Constants(public, model, is_private))
         self._items = self._size = 0
@@ -116,7 +117,8 @@ class LossPrograms:
         if self._is_compared:
             self._of_items.drawn(drawn.collate_fn, drawn.dataset)
         if is_looked_at:
-            self._trace = LossTrace(size, drawn.item, drawn.axes, self._earlier, drawn.layout, drawn.lists)
+            known = self._earlier, drawn.layout, drawn.lists
+            self._trace = LossTrace(size, drawn.item, drawn.axes, *known, self._is_private)
             self._end = weakref.finalize(self, self._trace.give_up)
 
     def given(self, inputs: Any, state: State | None, roles: Mapping[Path, Role] = NOTHING) -> None:
@@ -161,6 +163,16 @@ class LossPrograms:
             self._is_own = True
             self._trace.loss(loss, is_rows=False, weight=weight)
 
+    def runs(self, roots: Sequence[Tensor]) -> None:
+        """A backward runs from these roots, and has come to an output of the model."""
+        if self._trace is not None:
+            self._trace.runs(roots)
+
+    def multiplied(self, factor: float) -> None:
+        """The backward that runs had the gradient of its loss multiplied."""
+        if self._trace is not None:
+            self._trace.backward.multiplied(factor)
+
     @property
     def are_written_down(self) -> bool:
         """Whether the calls of the item in work are written down."""
@@ -194,6 +206,7 @@ class LossPrograms:
         self.have_changed = self.have_changed or constants.changes.have_changed
         program, outside = self._trace.program, self._trace.outside
         why = require_separate_program(program, *self._declared, self._numbers)
+        why = why or self._trace.backward.untold(program)
         if is_divided and self._declared[0] == "mean" and self._trace.changes_gradients:
             require_proportional_gradients(program)
         self._numbers.note(program)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -61,9 +61,17 @@ def _unchanged(value: Any, call: Made) -> Any:
 
 
 def replayed(
-    program: Program, altered: Mapping[int, Tensor], number: Number = _unchanged, *, scale: float = 1.0
+    program: Program,
+    altered: Mapping[int, Tensor],
+    number: Number = _unchanged,
+    *,
+    scale: float = 1.0,
+    weights: Mapping[int, float] | None = None,
+    turn: int = 0,
 ) -> Replay:
     """Run the program with some sources exchanged, with other numbers among its arguments, and with losses · `scale`.
+
+    `weights`: by slot, what each of the losses is multiplied by. `turn`: of those random numbers that it draws.
 
     Raises:
         NotRunningError: it fails on them.
@@ -77,8 +85,10 @@ def replayed(
     values.update({slot: leaf.view_as(leaf) for slot, leaf in zip(program.outputs, leaves, strict=True)})
     numbers: dict[int, Any] = {}
     rows: dict[tuple[int, int], Tensor] = {}
-    with forked_randomness(list({value.device for value in values.values()}), SEED):
+    devices = list({value.device for value in values.values()})
+    with forked_randomness(devices, SEED + turn), _Reached(program) as reached:
         try:
+            reached.hold(values, values)
             for place, call in enumerate(program.calls[: program.last]):
                 result = _called(call, values, number)
                 if call.taken is not None:
@@ -88,11 +98,39 @@ def replayed(
                 if call.places:
                     made = [made[index] for index, _ in call.places]
                 values.update(zip(call.outputs, made, strict=True))
+                reached.hold(values, call.outputs)
                 rows.update({(place, slot): made[i].detach() for i, slot in enumerate(call.outputs)})
-            gradients = _gradients([values[end.slot] for end in program.ends], leaves, scale)
+            for hooks in program.node_hooks:
+                hooks.hang(values[hooks.slot])
+            factors = [scale * (1.0 if weights is None else weights.get(end.slot, 1.0)) for end in program.ends]
+            gradients = _gradients([values[end.slot] for end in program.ends], leaves, factors)
         except Exception as error:
             raise NotRunningError(numbers) from error
     return Replay({slot: value.detach() for slot, value in values.items()}, numbers, rows, gradients)
+
+
+class _Reached:
+    """Lets tensors that code of the loop's own reads by itself hold the values of a run, and then their own again."""
+
+    def __init__(self, program: Program) -> None:
+        self._reached = program.reached
+        self._own: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __enter__(self) -> _Reached:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for tensor, own in self._own.values():
+            tensor.data = own
+
+    def hold(self, values: Mapping[int, Tensor], slots: Iterable[int]) -> None:
+        """These tensors of the run are there."""
+        if not self._reached:
+            return
+        for slot in slots:
+            for tensor in self._reached.get(slot, ()):
+                self._own.setdefault(id(tensor), (tensor, tensor.data))
+                tensor.data = values[slot].detach()
 
 
 def _called(call: Made, values: dict[int, Tensor], number: Number) -> Any:
@@ -105,15 +143,17 @@ def _called(call: Made, values: dict[int, Tensor], number: Number) -> Any:
         stack.enter_context(torch.set_grad_enabled(call.with_gradients))
         for device, dtype in call.autocast:
             stack.enter_context(torch.autocast(device, dtype=dtype))
+        if call.saving is not None:
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(*call.saving))
         return call.function(*mapped(call.args, filled), **mapped(call.kwargs, filled))
 
 
-def _gradients(losses: Sequence[Tensor], leaves: Sequence[Tensor], scale: float) -> list[Tensor | None]:
+def _gradients(losses: Sequence[Tensor], leaves: Sequence[Tensor], factors: Sequence[float]) -> list[Tensor | None]:
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    used = [loss for loss in losses if loss.requires_grad]
+    used = [loss.sum() * factor for loss, factor in zip(losses, factors, strict=True) if loss.requires_grad]
     if not wanted or not used:
         return [None] * len(leaves)
-    found = iter(torch.autograd.grad([loss.sum() * scale for loss in used], wanted, allow_unused=True))
+    found = iter(torch.autograd.grad(used, wanted, allow_unused=True))
     return [next(found) if leaf.requires_grad else None for leaf in leaves]
 
 

@@ -27,6 +27,9 @@ from torch import Tensor, nn
 from hushgrad.capture.axes.layout import MARKS, Layout, Role
 from hushgrad.capture.axes.rules import changes_in_place, main_argument
 from hushgrad.errors import UncoveredParameterUseError
+from hushgrad.guards.probing.backward_reach import Reach
+from hushgrad.guards.probing.backward_watch import BackwardWatch
+from hushgrad.guards.probing.constants import Origin
 from hushgrad.guards.probing.length_recipes import LengthRecipes
 from hushgrad.guards.probing.live_memory import UNSEEN_MEMORY, WRITTEN_UNSEEN, LiveMemory, Written, sets_values, shared
 from hushgrad.guards.probing.loop_line import LIBRARY, TORCH, loop_frame
@@ -54,6 +57,7 @@ from hushgrad.torch_internals import (
     function_modes,
     function_of,
     functorch_transform,
+    saved_tensors_hooks_here,
     unseen,
     unwrapped,
     version,
@@ -109,11 +113,13 @@ class LossTrace(LowMode):
         earlier: Earlier | None = None,
         layout: Layout | None = None,
         lists: Set[Path] = frozenset(),
+        is_private: Callable[[], bool] = lambda: True,
     ) -> None:
         """Begin for an item of `size` examples; `axes` says where they are in tensors that have them elsewhere.
 
         `earlier` is what is known of the items before, and takes what is known of this one at the end. `layout` tells
         of rows of the item that lie end to end, `lists` are the paths of those with an entry for each example.
+        `is_private`: whether the backward that runs accumulates gradients of the model.
         """
         super().__init__()
         self._earlier = Earlier() if earlier is None else earlier
@@ -135,6 +141,7 @@ class LossTrace(LowMode):
         """Whether a loss came from what nobody saw: code that torch runs outside of Python, say."""
         self.changes_gradients = False
         """Whether the loop hung a hook on what it computes of each example, or gave it to a function of its own."""
+        self.backward = BackwardWatch(is_private)
         self._weighted: list[Tensor] = []  # losses times the gradients that they were given
         self._applied: dict[int, tuple[Any, int]] = {}  # by the node that an autograd function made
         for path, tensor in tensors_at(item):
@@ -183,6 +190,7 @@ class LossTrace(LowMode):
         self._memory.clear()
         self._applied.clear()
         self._weighted.clear()
+        self.backward.close()
 
     def _hand_on(self) -> None:
         """Take note of what the loop may carry into a later item."""
@@ -205,6 +213,8 @@ class LossTrace(LowMode):
         self.take_up()  # compiled code takes note of what lies in the stack
         program, named = self.program, list(tensors_at(inputs))
         tensors = [tensor for _, tensor in named]
+        if any(tensor.requires_grad for tensor in tensors):
+            self.backward.is_whole = False
         held = [*kept, *(part for tensor in tensors for part in tensor.__dict__.values())]
         for path, tensor in named if roles else ():
             if (known := self._slot(tensor)) is None:
@@ -242,6 +252,7 @@ class LossTrace(LowMode):
             if tensor.grad_fn is not None or tensor.requires_grad or self._slot(tensor) is None:
                 slot = self._adopt(tensor, "output")
                 self.program.outputs.append(slot)
+                self.backward.returned(slot, tensor)
                 if module is not None:
                     self.program.made_by[slot] = module, path
                 if any(tensor is other for other in turned):
@@ -259,6 +270,39 @@ class LossTrace(LowMode):
             self.hide("the loss comes from what is not seen")
         elif all(end.slot != slot for end in self.program.ends):
             self.program.ends.append(End(slot, len(self.program.calls), is_rows))
+            if is_rows and loss.requires_grad:
+                self.backward.ends(slot, loss)
+
+    def runs(self, roots: Sequence[Tensor]) -> None:
+        """A backward runs from these roots, and has come to an output of the model."""
+        if self.is_over or self.program.hidden:
+            return
+        there = {
+            id(tensor.grad_fn): (tensor, slot)
+            for ref, slot in self._known.values()
+            if (tensor := ref()) is not None and tensor.grad_fn is not None and slot in self._live
+        }
+        self.program.node_hooks += self.backward.runs(roots, there)
+        reach = Reach([*self.backward.codes, *(vars(node) for node, _ in self._applied.values())])
+        program = self.program
+        for tensor in reach.tensors.values():
+            slot = self._slot(tensor)
+            if slot is None and self._earlier.holds(tensor):
+                slot = self._adopt(tensor, "earlier")
+            if slot is None:
+                if self.outside.origin(tensor) is Origin.PYTHON:
+                    self.outside.meet(tensor)
+            elif all(tensor is not other for other in program.reached.setdefault(slot, [])):
+                program.reached[slot].append(tensor)
+        if reach.numbers:
+            program.read_backward.append((tuple(reach.numbers), tuple(reach.written)))
+        if self.backward.codes:
+            needed = [
+                number + 1
+                for number, call in enumerate(program.calls)
+                if call.function is Tensor.register_hook or any(slot in program.reached for slot in call.outputs)
+            ]
+            program.calls_of_backward = max((program.calls_of_backward, *needed))
 
     def hide(self, why: str) -> None:
         """Take note that not all of the program is seen."""
@@ -306,6 +350,8 @@ class LossTrace(LowMode):
         if len(self.program.calls) >= MOST_CALLS:
             self.hide("it is too long")
             return func(*args, **kwargs)
+        if func is torch.autograd.grad:
+            self.backward.is_whole = False
         if func is torch.autograd.grad and self._asks_plainly(*args, **kwargs):
             # An output: what the model makes of each example, by its own backward.
             result = _asked(func, args, kwargs, place)
@@ -328,6 +374,7 @@ class LossTrace(LowMode):
         was_live = self._live if is_of_batch else set(self._live)
         if func is Tensor.register_hook:
             self._note_change(args)
+            self.backward.codes += [*args[1:], *kwargs.values()]
         self.outside.note_counts(idle)
         changed += [tensor for tensor in self._written_beside(written) if all(tensor is not one for one in changed)]
         foreign = [] if is_change else list(written.tensors)
@@ -376,6 +423,7 @@ class LossTrace(LowMode):
                 torch.is_grad_enabled(),
                 tuple((device, torch.get_autocast_dtype(device)) for device in DEVICES if _is_autocast(device)),
                 taken,
+                saving=self._saving(),
             )
         )
 
@@ -449,6 +497,14 @@ class LossTrace(LowMode):
         made = Made(shared, (Slot(view[0]), view[1]), {}, (slot,), place, tensor.requires_grad, ())
         self.program.calls.append(made)
         return slot
+
+    def _saving(self) -> tuple[Any, Any] | None:
+        """Return what of the loop's own packs and unpacks tensors that calls save here; torch's own gives them back."""
+        found = saved_tensors_hooks_here()
+        if found is None or any(hook.__module__.startswith("torch.") for hook in found if hasattr(hook, "__module__")):
+            return None
+        self.backward.codes += found
+        return found
 
     def _asks_plainly(self, outputs: Any, inputs: Any, grad_outputs: Any = None, *_: Any, **__: Any) -> bool:
         """Whether gradients are asked for of one output of the model, or of its sum, that counts once for each row."""
@@ -563,6 +619,7 @@ class LossTrace(LowMode):
             self.hide(f"{cls.__name__}, an autograd function of a kind that is not seen")
             return False
         self._note_change(args)
+        self.backward.codes += [cls, *(part for part in args if not isinstance(part, Tensor))]
         if id(node) not in self._applied:
             given = mapped(args, partial(self._given, is_changed=False))
             self._applied[id(node)] = node, len(self.program.calls)

@@ -152,6 +152,7 @@ class ScalarLoss:
     def multiplied(self, factor: float) -> None:
         """The gradient of the loss was multiplied in the backward that runs, at its cuts."""
         self._factors[current_graph_task()] = factor
+        self._programs.multiplied(factor)
 
     def is_narrow(self, losses: Tensor) -> bool:
         """Return whether gradients of these losses pass through 16 bits before they come to the model's outputs."""
@@ -200,6 +201,8 @@ class ScalarLoss:
 
     def _look(self, key: Key, gradient: Tensor, size: int) -> None:
         line, task = "", current_graph_task()
+        if self._programs.are_written_down:
+            self._programs.runs([loss for losses, _, _ in self._losses() for loss in losses])
         if task in self._factors:  # this output may be the loss itself, and come before
             gradient = gradient.float() / self._factors[task]
         for losses, weights, line in self._losses():
