@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.utils.data.dataloader import default_collate
 
 from hushgrad.accounting.conditions import (
     INNER_LOSS,
@@ -43,6 +42,7 @@ from hushgrad.errors import (
 )
 from hushgrad.gradients.across import NOWHERE, Across
 from hushgrad.guards.probing.bypass import require_no_bypass
+from hushgrad.guards.probing.calls import SEED
 from hushgrad.guards.probing.collate_examination import require_separate_records
 from hushgrad.guards.probing.collate_probe import Form
 from hushgrad.guards.probing.collate_runs import CollateRuns
@@ -61,13 +61,14 @@ from hushgrad.guards.probing.probed import Probed
 from hushgrad.guards.probing.row_order import KnownByPlace, RowOrder
 from hushgrad.guards.probing.rows import Batch, batch_axes
 from hushgrad.guards.probing.scalar_loss import ScalarLoss
-from hushgrad.guards.probing.state import State
+from hushgrad.guards.probing.state import State, forked_randomness
 from hushgrad.guards.probing.trees import kept_values, tensors_at
 from hushgrad.guards.probing.widths import Drawn
 from hushgrad.losses import Arguments
 from hushgrad.parallel.messages import digest_of
 from hushgrad.parallel.replicas import digest
 from hushgrad.randomness import KeyStream
+from hushgrad.sampling.default_collation import default_collate, functions_of_others, is_default, is_plain
 from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task, will_execute
 from hushgrad.torch_sharding import fully_sharded, is_split, without_messages
 
@@ -578,9 +579,9 @@ class Probe:
         self._begin_looks()
         self._programs.before_draw(collate_fn, dataset)
         is_due = self._looks.wanted or not self._collate_is_known
-        is_own = collate_fn is not None and collate_fn is not default_collate  # torch's pads nothing and keeps nothing
-        if is_due and is_own and self._collate_before is None:
-            self._collate_before = State(collate_fn, parameters=False, aside=dataset)
+        root = functions_of_others() if is_default(collate_fn) else collate_fn  # torch's own keeps nothing
+        if is_due and root and self._collate_before is None:
+            self._collate_before = State(root, parameters=False, aside=dataset)
 
     def examine_collate(self, drawn: Drawn) -> None:
         """Probe the caller's `collate_fn` on the first records drawn, at least two, and on some of later batches.
@@ -601,14 +602,18 @@ class Probe:
             self._notes += [] if untold is None else [untold]
         is_due = is_new or not self._collate_is_known
         before, self._collate_before = self._collate_before, None
-        collate_fn = drawn.collate_fn
-        if collate_fn is None or collate_fn is default_collate or len(drawn.indices) < 2 or not is_due:
+        collate_fn = drawn.collate_fn or default_collate
+        if len(drawn.indices) < 2 or not is_due:
+            return
+        if is_default(collate_fn) and self._is_torchs_alone(drawn):
+            self._collate_is_known = True
             return
         if any(tensor.is_nested for _, tensor in tensors_at(drawn.item)):
             raise nested_is_given("collate_fn")
         # Asked again after a refusal, it is refused again: from the same state.
         self._collate_before, self._collate_is_known = before, False
-        before = before or State(collate_fn, parameters=False, aside=drawn.dataset)
+        root = functions_of_others() if is_default(collate_fn) else collate_fn
+        before = before or State(root, parameters=False, aside=drawn.dataset)
         runs = CollateRuns(collate_fn, before, turn=self._collate_turns)
         found = None
         with kept_values(drawn.item), runs.begun(), self._findings_told():
@@ -620,6 +625,13 @@ class Probe:
             self._collate_is_known = True
             self._form = found
         self._statistics |= runs.statistics - {*self._form.axes, *self._form.roles}
+
+    def _is_torchs_alone(self, drawn: Drawn) -> bool:
+        """Return whether torch's own collate function runs no code of others on records like the first one drawn."""
+        if functions_of_others():
+            return False
+        with forked_randomness([], SEED):
+            return is_plain(drawn.record(0))
 
     @property
     def report(self) -> ProbeReport:

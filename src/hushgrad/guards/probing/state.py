@@ -62,13 +62,14 @@ class State:
     Values of parameters are not copied: forwards that change them are told by fingerprints.
 
     Attributes:
+        root: whose state it is.
         unread: what could not be looked into, in words.
         aside: an object that is no part of the state.
     """
 
     def __init__(self, root: Any, *, parameters: bool = True, aside: Any = None) -> None:
         """Take the copy; without `parameters` whether those change is not to be told from it."""
-        self._root = root
+        self.root = root
         self.aside = aside
         model = self._model = root if isinstance(root, nn.Module) else nn.Module()
         self._held: list[tuple[Tensor, Tensor]] = []
@@ -98,7 +99,7 @@ class State:
 
     def moved(self, *, parameters: bool = True) -> dict[Key, Any]:
         """Return copies of what has other values now than when the copy was taken, by place."""
-        now = dict(kept_by(self._root, self.aside).cells)
+        now = dict(kept_by(self.root, self.aside).cells)
         found = {
             key: copy_of(value)
             for key, value in now.items()
