@@ -100,6 +100,12 @@ NEVER_EXAMINED = Condition(
     "never examined",
     "a session had batches of one record only, so that records do not influence each other was not examined",
 )
+WITHOUT_LOADER = Condition(
+    "losses without a loader",
+    "session.backward had losses of a loop without hushgrad's loader: the model was examined, but what the loop "
+    "computes between records, model and losses was not seen: that each loss follows from one record and its own "
+    "outputs alone is on trust",
+)
 ORDER_OF_ROWS = Condition(
     "order of rows",
     "padding was told from records by its place, and that the loop keeps the order of rows could not be looked at",

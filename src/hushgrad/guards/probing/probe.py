@@ -23,6 +23,7 @@ from hushgrad.accounting.conditions import (
     LOSSES_CHANGE,
     NEVER_EXAMINED,
     VALUES_READ,
+    WITHOUT_LOADER,
     Condition,
     not_examined,
 )
@@ -479,6 +480,10 @@ class Probe:
                 f"{known.cure}",
             )
         self._row_order.expect(item, rows, known)
+
+    def has_no_item(self) -> None:
+        """The losses to come are of a loop without a loader: what it computed before it had them was not seen."""
+        self._read[WITHOUT_LOADER] = None
 
     @property
     def changes_gradients(self) -> bool:
