@@ -90,6 +90,11 @@ VALUES_READ = Condition(
     "before it had its losses, or computed in another thread: that nothing it computes there changes one record's "
     "input or loss because of others is on trust",
 )
+KEPT_BY_DATASET = Condition(
+    "values kept by the dataset",
+    "the dataset keeps values that follow the records which were read (a maximum, a mean, a list of numbers): that "
+    "neither the loop nor a later record is changed by them is on trust",
+)
 LOSSES_CHANGE = Condition(
     "losses that change between batches",
     "a loss, what the model, a criterion, collate_fn or the dataset is given, reads or is set to, or what is trained, "

@@ -17,9 +17,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.utils.data.dataloader import default_collate
 
 from hushgrad.accounting.conditions import (
     INNER_LOSS,
+    KEPT_BY_DATASET,
     LOSSES_CHANGE,
     NEVER_EXAMINED,
     VALUES_READ,
@@ -47,6 +49,8 @@ from hushgrad.guards.probing.calls import SEED
 from hushgrad.guards.probing.collate_examination import require_separate_records
 from hushgrad.guards.probing.collate_probe import Form
 from hushgrad.guards.probing.collate_runs import CollateRuns
+from hushgrad.guards.probing.dataset_copies import copied_or_itself
+from hushgrad.guards.probing.dataset_reads import DatasetReads
 from hushgrad.guards.probing.evaluations import Evaluation, Evaluations
 from hushgrad.guards.probing.joint_reads import require_separate_reads
 from hushgrad.guards.probing.kept_calls import KeptCalls, Pending, Signature, signature_of
@@ -69,7 +73,7 @@ from hushgrad.losses import Arguments
 from hushgrad.parallel.messages import digest_of
 from hushgrad.parallel.replicas import digest
 from hushgrad.randomness import KeyStream
-from hushgrad.sampling.default_collation import default_collate, functions_of_others, is_default, is_plain
+from hushgrad.sampling.default_collation import functions_of_others, is_default, is_plain
 from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task, will_execute
 from hushgrad.torch_sharding import fully_sharded, is_split, without_messages
 
@@ -220,6 +224,7 @@ class Probe:
         self._is_divided = False
         self._changes_gradients = False
         self._collate_is_known = self._reads_are_known = False
+        self._dataset_reads = DatasetReads()
         self._collate_turns = 0  # how often the collate function was examined
         self._collate_before: State | None = None  # what the collate function kept before the item in work was made
         self._spread = Spread()  # of the records' lengths
@@ -583,6 +588,7 @@ class Probe:
         """
         self._begin_looks()
         self._programs.before_draw(collate_fn, dataset)
+        self._dataset_reads.before_draw(dataset)
         is_due = self._looks.wanted or not self._collate_is_known
         root = functions_of_others() if is_default(collate_fn) else collate_fn  # torch's own keeps nothing
         if is_due and root and self._collate_before is None:
@@ -605,6 +611,7 @@ class Probe:
                 untold = require_separate_reads(drawn)
             self._reads_are_known = len(drawn.indices) > 1
             self._notes += [] if untold is None else [untold]
+        self._examine_dataset(drawn)
         is_due = is_new or not self._collate_is_known
         before, self._collate_before = self._collate_before, None
         collate_fn = drawn.collate_fn or default_collate
@@ -631,12 +638,21 @@ class Probe:
             self._form = found
         self._statistics |= runs.statistics - {*self._form.axes, *self._form.roles}
 
+    def _examine_dataset(self, drawn: Drawn) -> None:
+        with self._findings_told():
+            self._dataset_reads.examine(drawn)
+        if self._dataset_reads.keeps:
+            self._read[KEPT_BY_DATASET] = None
+        self._notes += self._dataset_reads.untold
+
     def _is_torchs_alone(self, drawn: Drawn) -> bool:
         """Return whether torch's own collate function runs no code of others on records like the first one drawn."""
         if functions_of_others():
             return False
-        with forked_randomness([], SEED):
+        if drawn.records is not None:
             return is_plain(drawn.record(0))
+        with forked_randomness([], SEED):  # of a copy: a dataset may keep which record it has read last
+            return is_plain(copied_or_itself(drawn.dataset)[drawn.indices[0]])
 
     @property
     def report(self) -> ProbeReport:
