@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data._utils import collate as torchs
 from torch.utils.data.dataloader import default_collate
 
 from hushgrad.sampling.extent import MOST_DEPTH
 
-PLAIN = (Tensor, nn.Parameter, np.ndarray, int, float, complex, bool, str, bytes, type(None))
+PLAIN = (Tensor, np.ndarray, int, float, complex, bool, str, bytes, type(None))
 CONTAINERS = (dict, list, tuple, collections.OrderedDict, collections.defaultdict)
 
 
