@@ -136,6 +136,7 @@ RUNS: dict[str, tuple[str, Callable[[Path], PrivacyEngine | Session]]] = {
     "sampling": ("third-party sampling", lambda path: own_session(path, sampling=OwnSampling(0.1))),
     "mechanism": ("third-party mechanism", lambda path: own_session(path, mechanism=OwnMechanism)),
     "declared": ("declared sampling", own_session),
+    "no loader": ("losses without a loader", own_session),
     "fixed key": ("fixed key", lambda path: run(path, test_key=1)),
 }
 

@@ -90,6 +90,11 @@ VALUES_READ = Condition(
     "before it had its losses, or computed in another thread: that nothing it computes there changes one record's "
     "input or loss because of others is on trust",
 )
+KEPT_BY_DATASET = Condition(
+    "values kept by the dataset",
+    "the dataset keeps values that follow the records which were read (a maximum, a mean, a list of numbers): that "
+    "neither the loop nor a later record is changed by them is on trust",
+)
 LOSSES_CHANGE = Condition(
     "losses that change between batches",
     "a loss, what the model, a criterion, collate_fn or the dataset is given, reads or is set to, or what is trained, "
@@ -99,6 +104,12 @@ LOSSES_CHANGE = Condition(
 NEVER_EXAMINED = Condition(
     "never examined",
     "a session had batches of one record only, so that records do not influence each other was not examined",
+)
+WITHOUT_LOADER = Condition(
+    "losses without a loader",
+    "session.backward had losses of a loop without hushgrad's loader: the model was examined, but what the loop "
+    "computes between records, model and losses was not seen: that each loss follows from one record and its own "
+    "outputs alone is on trust",
 )
 ORDER_OF_ROWS = Condition(
     "order of rows",

@@ -33,6 +33,7 @@ from hushgrad.sampling.membership import Membership
 from hushgrad.sampling.ownership import Ownership, UserIds
 from hushgrad.sampling.poisson import uniform_indices
 from hushgrad.sampling.records import WHOLE, BatchObserver, Cutting, PhysicalBatch, Share, cut
+from hushgrad.sampling.repeats import require_each_once
 from hushgrad.sampling.scheme import Batches, SamplingScheme, require_scheme
 from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, in_users, read_data_loader, require_share
 
@@ -104,6 +105,7 @@ class PrivateLoader:
 
         Raises:
             DatasetError: an iterable or empty dataset, or one without a length.
+            DuplicateRecordError: the dataset has a record at several indices, by `Subset` or `ConcatDataset`.
             InvalidArgumentError: an argument out of range, `batches` for a scheme that draws its own and the reverse,
                 a scheme for another number of records, or constant shapes of unknown size.
         """
@@ -128,6 +130,7 @@ class PrivateLoader:
         if batches is not None and agree is not None:
             batches = agree(batches)
         ownership = require_whole_users(sampling, cutting.max_rows, share)
+        require_each_once(dataset, None if ownership is None else ownership.ids)
         sampler = sampling.sampler(self._count, stream.fork("sampling"), batches)
         one_pass = partial(sampler.one_pass, self._steps_per_pass)
         self._planner = _Planner(

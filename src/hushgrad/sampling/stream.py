@@ -9,11 +9,11 @@ from itertools import islice
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
-from torch.utils.data.dataloader import default_collate
 
 from hushgrad.arguments import whole_number
 from hushgrad.errors import DatasetError, InvalidArgumentError, ProtocolError, UnsupportedSamplerError
 from hushgrad.sampling.counting_collate import CountingCollate
+from hushgrad.sampling.default_collation import functions_of_others, is_default
 from hushgrad.sampling.logical_batches import LogicalBatch
 from hushgrad.sampling.records import BatchObserver, Cutting, PhysicalBatch, cut
 from hushgrad.sampling.scheme import SamplingScheme
@@ -156,7 +156,7 @@ class StreamLoader:
         self.sampling, self.batch_size = sampling, reading.batch_size
         self._records_per_batch, self._drops_last = int(reading.batch_size), reading.drop_last
         self._collate = CountingCollate(reading.options.collate_fn)
-        self._keeps = reading.options.collate_fn is not default_collate
+        self._keeps = not is_default(reading.options.collate_fn) or bool(functions_of_others())
         self._observer = observer
         self._next_step = self._next_pass = 0
         self._current_pass: object = None

@@ -65,6 +65,7 @@ class DeclaredLoop(Loop):
             if size > 0:
                 batch.expect(losses_B)
                 parts.probe.losses(losses_B)
+                parts.probe.has_no_item()
                 total = losses_B.sum()
                 given = total.new_full((), batch.loss_scale)
                 lets_go = batch.begins([total], [given], is_divided=False)

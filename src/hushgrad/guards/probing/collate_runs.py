@@ -73,7 +73,7 @@ class CollateRuns:
     @contextmanager
     def begun(self) -> Iterator[None]:
         """Start from the state before the item, and leave the function afterwards as it is now."""
-        now = State(self._collate_fn, parameters=False, aside=self.state.aside)
+        now = State(self.state.root, parameters=False, aside=self.state.aside)
         self.state.restore()
         try:
             yield
@@ -147,9 +147,14 @@ def each_copied(records: Sequence[Any]) -> list[Any]:
 
 
 def _cloned_tensors(record: Any) -> dict[int, Any]:
-    """Return copies of the plain tensors in a record, as `deepcopy` knows them."""
-    plain = [tensor for _, tensor in tensors_at(record) if type(tensor) is Tensor and tensor.layout is torch.strided]
-    return {id(tensor): tensor.clone() for tensor in plain if not (tensor.requires_grad or tensor.__dict__)}
+    """Return copies of the tensors in a record, of subclasses as of plain ones, as `deepcopy` knows them."""
+    with torch._C.DisableTorchFunctionSubclass():
+        found = [tensor for _, tensor in tensors_at(record) if tensor.layout is torch.strided]
+        return {
+            id(tensor): tensor.clone() if type(tensor) is Tensor else tensor.clone().as_subclass(type(tensor))
+            for tensor in found
+            if not (tensor.requires_grad or tensor.__dict__)
+        }
 
 
 def as_tensors(value: Any, aside: Any = None) -> Any:

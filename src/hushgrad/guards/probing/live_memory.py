@@ -19,7 +19,7 @@ UNSEEN_MEMORY = "a tensor lies in memory of the batch in a way that cannot be ru
 WRITTEN_UNSEEN = "a tensor was written to by what is not seen"
 
 MOST_COMPARED = 1 << 16
-"""Larger arguments are told to have been written to by torch's count alone: running statistics have one value a channel."""
+"""Larger arguments are told to have been written to by torch's count alone: statistics have one value a channel."""
 
 SETTERS = {"data", "grad", "real", "imag"}
 """Attributes of a tensor that take another one's values."""

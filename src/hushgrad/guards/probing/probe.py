@@ -21,9 +21,11 @@ from torch.utils.data.dataloader import default_collate
 
 from hushgrad.accounting.conditions import (
     INNER_LOSS,
+    KEPT_BY_DATASET,
     LOSSES_CHANGE,
     NEVER_EXAMINED,
     VALUES_READ,
+    WITHOUT_LOADER,
     Condition,
     not_examined,
 )
@@ -43,9 +45,12 @@ from hushgrad.errors import (
 )
 from hushgrad.gradients.across import NOWHERE, Across
 from hushgrad.guards.probing.bypass import require_no_bypass
+from hushgrad.guards.probing.calls import SEED
 from hushgrad.guards.probing.collate_examination import require_separate_records
 from hushgrad.guards.probing.collate_probe import Form
 from hushgrad.guards.probing.collate_runs import CollateRuns
+from hushgrad.guards.probing.dataset_copies import copied_or_itself
+from hushgrad.guards.probing.dataset_reads import DatasetReads
 from hushgrad.guards.probing.evaluations import Evaluation, Evaluations
 from hushgrad.guards.probing.joint_reads import require_separate_reads
 from hushgrad.guards.probing.kept_calls import KeptCalls, Pending, Signature, signature_of
@@ -61,13 +66,14 @@ from hushgrad.guards.probing.probed import Probed
 from hushgrad.guards.probing.row_order import KnownByPlace, RowOrder
 from hushgrad.guards.probing.rows import Batch, batch_axes
 from hushgrad.guards.probing.scalar_loss import ScalarLoss
-from hushgrad.guards.probing.state import State
+from hushgrad.guards.probing.state import State, forked_randomness
 from hushgrad.guards.probing.trees import kept_values, tensors_at
 from hushgrad.guards.probing.widths import Drawn
 from hushgrad.losses import Arguments
 from hushgrad.parallel.messages import digest_of
 from hushgrad.parallel.replicas import digest
 from hushgrad.randomness import KeyStream
+from hushgrad.sampling.default_collation import functions_of_others, is_default, is_plain
 from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task, will_execute
 from hushgrad.torch_sharding import fully_sharded, is_split, without_messages
 
@@ -218,6 +224,7 @@ class Probe:
         self._is_divided = False
         self._changes_gradients = False
         self._collate_is_known = self._reads_are_known = False
+        self._dataset_reads = DatasetReads()
         self._collate_turns = 0  # how often the collate function was examined
         self._collate_before: State | None = None  # what the collate function kept before the item in work was made
         self._spread = Spread()  # of the records' lengths
@@ -479,6 +486,10 @@ class Probe:
             )
         self._row_order.expect(item, rows, known)
 
+    def has_no_item(self) -> None:
+        """The losses to come are of a loop without a loader: what it computed before it had them was not seen."""
+        self._read[WITHOUT_LOADER] = None
+
     @property
     def changes_gradients(self) -> bool:
         """Whether hooks or functions of somebody else's were in a forward or in the loop, and may change gradients."""
@@ -577,10 +588,11 @@ class Probe:
         """
         self._begin_looks()
         self._programs.before_draw(collate_fn, dataset)
+        self._dataset_reads.before_draw(dataset)
         is_due = self._looks.wanted or not self._collate_is_known
-        is_own = collate_fn is not None and collate_fn is not default_collate  # torch's pads nothing and keeps nothing
-        if is_due and is_own and self._collate_before is None:
-            self._collate_before = State(collate_fn, parameters=False, aside=dataset)
+        root = functions_of_others() if is_default(collate_fn) else collate_fn  # torch's own keeps nothing
+        if is_due and root and self._collate_before is None:
+            self._collate_before = State(root, parameters=False, aside=dataset)
 
     def examine_collate(self, drawn: Drawn) -> None:
         """Probe the caller's `collate_fn` on the first records drawn, at least two, and on some of later batches.
@@ -599,16 +611,21 @@ class Probe:
                 untold = require_separate_reads(drawn)
             self._reads_are_known = len(drawn.indices) > 1
             self._notes += [] if untold is None else [untold]
+        self._examine_dataset(drawn)
         is_due = is_new or not self._collate_is_known
         before, self._collate_before = self._collate_before, None
-        collate_fn = drawn.collate_fn
-        if collate_fn is None or collate_fn is default_collate or len(drawn.indices) < 2 or not is_due:
+        collate_fn = drawn.collate_fn or default_collate
+        if len(drawn.indices) < 2 or not is_due:
+            return
+        if is_default(collate_fn) and self._is_torchs_alone(drawn):
+            self._collate_is_known = True
             return
         if any(tensor.is_nested for _, tensor in tensors_at(drawn.item)):
             raise nested_is_given("collate_fn")
         # Asked again after a refusal, it is refused again: from the same state.
         self._collate_before, self._collate_is_known = before, False
-        before = before or State(collate_fn, parameters=False, aside=drawn.dataset)
+        root = functions_of_others() if is_default(collate_fn) else collate_fn
+        before = before or State(root, parameters=False, aside=drawn.dataset)
         runs = CollateRuns(collate_fn, before, turn=self._collate_turns)
         found = None
         with kept_values(drawn.item), runs.begun(), self._findings_told():
@@ -620,6 +637,22 @@ class Probe:
             self._collate_is_known = True
             self._form = found
         self._statistics |= runs.statistics - {*self._form.axes, *self._form.roles}
+
+    def _examine_dataset(self, drawn: Drawn) -> None:
+        with self._findings_told():
+            self._dataset_reads.examine(drawn)
+        if self._dataset_reads.keeps:
+            self._read[KEPT_BY_DATASET] = None
+        self._notes += self._dataset_reads.untold
+
+    def _is_torchs_alone(self, drawn: Drawn) -> bool:
+        """Return whether torch's own collate function runs no code of others on records like the first one drawn."""
+        if functions_of_others():
+            return False
+        if drawn.records is not None:
+            return is_plain(drawn.record(0))
+        with forked_randomness([], SEED):  # of a copy: a dataset may keep which record it has read last
+            return is_plain(copied_or_itself(drawn.dataset)[drawn.indices[0]])
 
     @property
     def report(self) -> ProbeReport:

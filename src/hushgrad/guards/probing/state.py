@@ -62,17 +62,22 @@ class State:
     Values of parameters are not copied: forwards that change them are told by fingerprints.
 
     Attributes:
+        root: whose state it is.
         unread: what could not be looked into, in words.
         aside: an object that is no part of the state.
     """
 
-    def __init__(self, root: Any, *, parameters: bool = True, aside: Any = None) -> None:
-        """Take the copy; without `parameters` whether those change is not to be told from it."""
-        self._root = root
+    def __init__(self, root: Any, *, parameters: bool = True, aside: Any = None, beside: Sequence[Any] = ()) -> None:
+        """Take the copy; without `parameters` whether those change is not to be told from it.
+
+        What is `beside`, too, is no part of the state.
+        """
+        self._beside = tuple(beside)
+        self.root = root
         self.aside = aside
         model = self._model = root if isinstance(root, nn.Module) else nn.Module()
         self._held: list[tuple[Tensor, Tensor]] = []
-        cells, holders, _, self.unread = kept_by(root, aside)
+        cells, holders, _, self.unread = kept_by(root, aside, *self._beside)
         self._saved = {key: (value, saved_copy(value, is_buffer=is_buffer(key))) for key, value in cells}
         self._generators = [self._saved[key] for key, value in cells if isinstance(value, RANDOM)]
         self._holders = _Contents(holders)
@@ -98,7 +103,7 @@ class State:
 
     def moved(self, *, parameters: bool = True) -> dict[Key, Any]:
         """Return copies of what has other values now than when the copy was taken, by place."""
-        now = dict(kept_by(self._root, self.aside).cells)
+        now = dict(kept_by(self.root, self.aside, *self._beside).cells)
         found = {
             key: copy_of(value)
             for key, value in now.items()
