@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def largest(targets: Tensor) -> Tensor:
     return 1 / (1 + targets.sum())
 
 
-def of_zeros(write: Callable[[Tensor, Tensor], object], shape: tuple[int, ...] = ()) -> Callable[[Tensor], Tensor]:
+def of_zeros(write: Callable[[Any, Any], object], shape: tuple[int, ...] = ()) -> Callable[[Tensor], Tensor]:
     def taken(targets: Tensor) -> Tensor:
         made = torch.zeros(shape)
         write(made, largest(targets))
@@ -70,11 +71,12 @@ def optimized(targets: Tensor) -> Tensor:
     return made.detach()
 
 
-def statistics(norm: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+def statistics(norm: Any, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
     def taken(targets: Tensor) -> Tensor:
         norm.reset_running_stats()
         norm(targets.float().reshape(B, 1).expand(B, 2).reshape(shape))
-        return norm.running_mean.sum()
+        found: Tensor = norm.running_mean.sum()
+        return found
 
     return taken
 
@@ -170,12 +172,13 @@ def by_rows(made: Tensor, values: Tensor) -> None:
 
 def normalised(targets: Tensor) -> Tensor:
     norm = nn.InstanceNorm1d(1, track_running_stats=True)
-    return norm(torch.stack([targets, 2 * targets + 1], 1).float()[:, None]).square().sum((1, 2))
+    found: Tensor = norm(torch.stack([targets, 2 * targets + 1], 1).float()[:, None]).square().sum((1, 2))
+    return found
 
 
 def broadcast(targets: Tensor) -> Tensor:
     weights = torch.ones(1)
-    both = torch.broadcast_tensors(targets, weights)
+    both: list[Tensor] = list(torch.broadcast_tensors(targets, weights))  # type: ignore[no-untyped-call]
     return both[0] * both[1] * weights.sum()
 
 
@@ -230,7 +233,12 @@ def test_no_look_at_memory_fails_on_tensors_that_have_none() -> None:
         memory.note([(tensor, 2)])
         assert list(Written([tensor]).changed()) == []
     held: list[bool] = []
-    torch.func.vmap(lambda row: (held.append(memory.holds(row)), row)[1])(torch.ones(2, 3))
+
+    def row_held(row: Tensor) -> Tensor:
+        held.append(memory.holds(row))
+        return row
+
+    torch.func.vmap(row_held)(torch.ones(2, 3))
     assert held
 
 
@@ -246,10 +254,10 @@ def test_what_a_call_wrote_to_is_told_by_torchs_count_or_by_its_values() -> None
 
 
 def test_only_attributes_that_take_values_are_changes() -> None:
-    set_it = type(Tensor.data).__set__ if hasattr(type(Tensor.data), "__set__") else None
-    assert set_it is not None
-    assert sets_values(Tensor.data.__set__, (torch.ones(1), torch.ones(1)))
-    assert sets_values(Tensor.grad.__set__, (torch.ones(1), torch.ones(1)))
-    assert not sets_values(Tensor.grad.__set__, (torch.ones(1), None))
-    assert not sets_values(Tensor.requires_grad.__set__, (torch.ones(1), True))
+    attributes: Any = Tensor
+    data, grad, requires_grad = attributes.data, attributes.grad, attributes.requires_grad
+    assert sets_values(data.__set__, (torch.ones(1), torch.ones(1)))
+    assert sets_values(grad.__set__, (torch.ones(1), torch.ones(1)))
+    assert not sets_values(grad.__set__, (torch.ones(1), None))
+    assert not sets_values(requires_grad.__set__, (torch.ones(1), True))
     assert not sets_values(torch.add, (torch.ones(1), torch.ones(1)))

@@ -16,7 +16,7 @@ ONE = ("session",)
 """The losses' kind tells nothing here."""
 
 
-def weight(x: Tensor) -> Tensor:
+def weight(x: Tensor) -> Any:
     return 0.5 / (1 + 100 * x.abs().max())
 
 
@@ -52,7 +52,7 @@ def view_from_before(model: Any, x: Tensor) -> Any:
 
 
 def running_statistics(model: Any, x: Tensor) -> Any:
-    norm = nn.BatchNorm1d(4, affine=False, momentum=1.0)
+    norm: Any = nn.BatchNorm1d(4, affine=False, momentum=1.0)
     norm(x)
     return model(x) * 0.5 / (1 + 100 * norm.running_var.max())
 
@@ -68,7 +68,7 @@ def drawn(model: Any, x: Tensor) -> Any:
     return out * torch.bernoulli(keep, generator=torch.Generator().manual_seed(3))
 
 
-def checked(parts: Any, x: Tensor) -> Tensor:
+def checked(parts: Any, x: Tensor) -> Any:
     if bool((x > 4).any()):
         raise ValueError
     return parts[0](x)
