@@ -17,7 +17,7 @@ QUICK = (
 )
 FILES = [
     *("config.json", "curves.png", "encoding.json", "ledger.jsonl", "metrics.jsonl", "model.safetensors"),
-    "summary.json",
+    *("provenance.json", "summary.json"),
 ]
 
 

@@ -114,8 +114,8 @@ class BackwardWatch:
         """A backward will run on these losses `[B]`."""
         self._ends[slot] = losses
 
-        def keep(gradient: Tensor) -> None:
-            if self._is_private():
+        def keep(gradient: Tensor | None) -> None:  # None for one of an operator's outputs that no loss is made of
+            if gradient is not None and self._is_private():
                 self._weights.setdefault(slot, {})[current_graph_task()] = gradient.detach().clone()
 
         self._handles.append(put_first(losses, keep))

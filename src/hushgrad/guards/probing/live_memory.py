@@ -97,6 +97,15 @@ class LiveMemory:
                     self._owners[other] = replace(owner, is_told=False)
             return not tensor.untyped_storage().resizable()
 
+    def note_unread(self, tensor: Tensor, slot: int) -> None:
+        """A tensor may hold values of the batch that no call shows: a gradient of the loop's own.
+
+        `slot`: a number that no tensor of the program has.
+        """
+        with unseen():
+            if (handle := _handle(tensor)) is not None and handle not in self._owners:
+                self._owners[handle] = replace(_owner(tensor, slot), is_told=False)
+
     def holds(self, tensor: Tensor) -> bool:
         """Return whether a tensor lies in such memory, or may where nothing shows in which."""
         if not self._owners:

@@ -333,6 +333,7 @@ class LossTrace(LowMode):
         is_wanted = is_of_batch or (is_change and self._knows(args))
         if not is_wanted:
             result = func(*args, **kwargs)
+            self._note_gradient(func, args, result)
             self.outside.note(name, (args, kwargs), result, is_python=self._has_free_numbers(name, args, kwargs))
             self._note_recipe(func, args, kwargs, result)
             return result
@@ -426,6 +427,12 @@ class LossTrace(LowMode):
                 saving=self._saving(),
             )
         )
+
+    def _note_gradient(self, func: Callable[..., Any], args: Any, result: Any) -> None:
+        """Take note of a gradient that the loop asks a tensor of its own for: of a backward in this item, maybe."""
+        is_gradient = getattr(getattr(func, "__self__", None), "__name__", "") == "grad" and isinstance(result, Tensor)
+        if is_gradient and self.program.ends and not self._earlier.constants.are_of_model(args[0]):
+            self._memory.note_unread(result, NOBODYS)
 
     def _takes_shape_alone(self, func: Callable[..., Any], given: Any, place: Place) -> bool:
         """Whether what a call made has the shape of a tensor of the batch, and of no tensor a value.
