@@ -34,6 +34,7 @@ from hushgrad.parallel.world import join_world
 from hushgrad.privacy import Privacy
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.session.session import Session
+from hushgrad.torch_internals import unseen
 
 with needs_extra("hf", "hushgrad.integrations.transformers"):
     from transformers import TrainingArguments
@@ -259,7 +260,8 @@ class PrivateTraining:
         this: Any = self
         try:
             is_given = this.compute_loss_func is not None or has_own_losses(type(self))
-            self._is_loss_known = is_given or self._compare_with_own(model, inputs)
+            with unseen():  # it is no part of the loop's program
+                self._is_loss_known = is_given or self._compare_with_own(model, inputs)
         except HushgradError:
             assert self.session is not None
             self.session.close()  # nothing was trained on it: the cure may take the same model
