@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data._utils import collate as torchs
 from torch.utils.data.dataloader import default_collate
 
 from hushgrad.sampling.extent import MOST_DEPTH
 
 PLAIN = (Tensor, np.ndarray, int, float, complex, bool, str, bytes, type(None))
+_TORCHS: dict[str, Any] = default_collate.__globals__  # of its file, with the table of functions for types
 CONTAINERS = (dict, list, tuple, collections.OrderedDict, collections.defaultdict)
 
 
@@ -28,7 +28,7 @@ def is_default(collate_fn: Callable[..., Any] | None) -> bool:
 
 def functions_of_others() -> list[Any]:
     """Return the functions that are registered for a type and are not those that torch has registered."""
-    return [function for function in torchs.default_collate_fn_map.values() if not _is_torchs(function)]
+    return [function for function in _TORCHS["default_collate_fn_map"].values() if not _is_torchs(function)]
 
 
 def is_plain(record: Any, depth: int = 0) -> bool:
@@ -42,12 +42,12 @@ def is_plain(record: Any, depth: int = 0) -> bool:
 
 
 def _is_torchs(function: Any) -> bool:
-    named = vars(torchs).get(getattr(function, "__name__", ""))
+    named = _TORCHS.get(getattr(function, "__name__", ""))
     return function is named and getattr(function, "__code__", None) is not None and _is_of(function)
 
 
 def _is_of(function: Any) -> bool:
-    return bool(function.__code__.co_filename == torchs.collate.__code__.co_filename)
+    return bool(function.__code__.co_filename == default_collate.__code__.co_filename)
 
 
 def _is_named_tuple(record: Any) -> bool:

@@ -23,6 +23,7 @@ from hushgrad.guards.probing.lifting import Packed
 from hushgrad.guards.probing.state import State, forked_randomness, others_drawn, seed_all
 from hushgrad.guards.probing.state_values import write
 from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts, with_tensors
+from hushgrad.torch_internals import unseen
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def each_copied(records: Sequence[Any]) -> list[Any]:
 
 def _cloned_tensors(record: Any) -> dict[int, Any]:
     """Return copies of the tensors in a record, of subclasses as of plain ones, as `deepcopy` knows them."""
-    with torch._C.DisableTorchFunctionSubclass():
+    with unseen():  # nor by what a subclass makes of calls
         found = [tensor for _, tensor in tensors_at(record) if tensor.layout is torch.strided]
         return {
             id(tensor): tensor.clone() if type(tensor) is Tensor else tensor.clone().as_subclass(type(tensor))

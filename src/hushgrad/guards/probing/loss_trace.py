@@ -480,14 +480,19 @@ class LossTrace(LowMode):
             if (slot := self._slot(base)) is not None and (view := self._memory.begin(tensor, base, slot)) is not None:
                 self._share(tensor, view)
 
-    def _takes_over(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies in memory that holds values of the batch, which it then gets a number for."""
+    def _takes_over(self, tensor: Tensor, *, may_be_ours: bool = False) -> bool:
+        """Whether a tensor lies in memory that holds values of the batch, which it then gets a number for.
+
+        `may_be_ours`: the call that it is given to may be one of this library's own, which is no part of the program.
+        """
         slot = self._slot(tensor)
         if slot in self._live or not self._memory.holds(tensor):
             return False
         if tensor.requires_grad and not tensor.is_leaf:
             return False
         view = self._memory.found(tensor)
+        if view is None and may_be_ours and _place()[0] is None:
+            return False
         if view is None:
             self.hide(UNSEEN_MEMORY)
             slot = self._adopt(tensor, "number") if slot is None else slot
@@ -582,7 +587,7 @@ class LossTrace(LowMode):
 
     def _takes_batch(self, args: Any, kwargs: Any) -> bool:
         return any(
-            self._slot(tensor) in self._live or self._is_of_item(tensor) or self._takes_over(tensor)
+            self._slot(tensor) in self._live or self._is_of_item(tensor) or self._takes_over(tensor, may_be_ours=True)
             for tensor in tensors_of(args, kwargs)
         )
 
