@@ -18,7 +18,7 @@ from hushgrad.errors import CrossSampleLeakError
 from hushgrad.guards.probing.backward_watch import OTHER_GRADIENTS
 from hushgrad.guards.probing.loss_examination import require_separate_program
 from hushgrad.guards.probing.loss_trace import LossTrace
-from hushgrad.torch_internals import TorchDispatchMode
+from hushgrad.torch_internals import EagerCode, TorchDispatchMode
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -63,6 +63,7 @@ def examined(loss: Loss, *, around: Any = None) -> str:
     finally:
         trace.is_over = True
         trace.take_up()
+        EagerCode.release(trace)
     try:
         return require_separate_program(trace.program, "mean", None) or trace.backward.untold(trace.program)
     finally:

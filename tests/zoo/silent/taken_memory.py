@@ -110,6 +110,10 @@ def unused_statistics(model: Any, x: Tensor) -> Any:
     return model(norm(torch.stack([x, 2 * x], 2))[:, :, 0])
 
 
+def rates_by_hand(model: Any, x: Tensor) -> Any:
+    return model(x) * torch.bernoulli(torch.full((3,), 0.5))
+
+
 TAKEN = {
     "a scale by .data": by_data,
     "standardised by a scale of .data": scaled,
@@ -135,6 +139,7 @@ CLEAN: tuple[Program, ...] = tuple(
         "a tensor of one shape, filled by a constant": half,
         "constants that are written to": written_constants,
         "running statistics that nothing reads": unused_statistics,
+        "kept at a rate of the code": rates_by_hand,
     }.items()
 )
 

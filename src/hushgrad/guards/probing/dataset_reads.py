@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
 from hushgrad.errors import CrossSampleLeakError, HushgradError
 from hushgrad.guards.probing.collate_runs import as_tensors
@@ -74,7 +74,7 @@ class DatasetReads:
         """The next item is going to be read."""
         if self._is_done or self._before is not None:
             return
-        if not is_of_somebody(dataset):
+        if isinstance(dataset, IterableDataset) or not is_of_somebody(dataset):  # a stream cannot be read again
             self._is_done = True
             return
         try:
