@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hushgrad.errors import UncoveredParameterUseError
+from hushgrad.guards.probing.live_memory import UNSEEN_MEMORY
 from hushgrad.guards.probing.loss_examination import require_separate_program
 from hushgrad.guards.probing.loss_trace import LossTrace
 from hushgrad.losses import PerExampleLoss
@@ -41,6 +42,18 @@ def test_calls_on_values_of_the_batch_are_written_down_in_order_and_others_are_n
     found = program(lambda o, y: (F.cross_entropy(o, y, reduction="none") * torch.ones(B).mul(2)).mean())
     assert names(found) == ["cross_entropy", "mul", "mean"]
     assert not found.hidden
+
+
+def test_a_gradient_of_the_loops_own_that_losses_are_made_of_is_told_and_one_that_is_only_asked_for_is_not() -> None:
+    def loss(output: Tensor, targets: Tensor, share: float) -> Tensor:
+        own = torch.zeros((), requires_grad=True)
+        (own * output.detach().square().mean()).backward()  # type: ignore[no-untyped-call]
+        gradient = own.grad
+        losses = F.cross_entropy(output, targets, reduction="none")
+        return (losses * gradient if share else losses).mean()
+
+    assert trace_of(lambda o, y: loss(o, y, 1.0), OUTPUT, TARGETS).program.hidden == UNSEEN_MEMORY
+    assert not trace_of(lambda o, y: loss(o, y, 0.0), OUTPUT, TARGETS).program.hidden
 
 
 def test_what_a_wrapped_criterion_calls_is_named_by_the_line_of_the_loop_that_calls_it() -> None:

@@ -131,6 +131,7 @@ class LossTrace(LowMode):
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._live: set[int] = set()
         self._memory = LiveMemory()
+        self._has_gone_back = False  # whether a backward came from what the loop computed of the batch
         self._count = 0
         self._kept = 0
         self._has_taken = False
@@ -317,6 +318,7 @@ class LossTrace(LowMode):
     def _seen(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", "")
         if name in SILENT or not self.is_in_its_thread:
+            self._has_gone_back |= name == "backward" and self._slot(args[0]) in self._live
             return func(*args, **kwargs)
         if name == "__get__" and self._is_unknown(args[0]):
             result = func(*args, **kwargs)
@@ -431,7 +433,7 @@ class LossTrace(LowMode):
     def _note_gradient(self, func: Callable[..., Any], args: Any, result: Any) -> None:
         """Take note of a gradient that the loop asks a tensor of its own for: of a backward in this item, maybe."""
         is_gradient = getattr(getattr(func, "__self__", None), "__name__", "") == "grad" and isinstance(result, Tensor)
-        if is_gradient and self.program.ends and not self._earlier.constants.are_of_model(args[0]):
+        if is_gradient and self._has_gone_back and not self._earlier.constants.are_of_model(args[0]):
             self._memory.note_unread(result, NOBODYS)
 
     def _takes_shape_alone(self, func: Callable[..., Any], given: Any, place: Place) -> bool:
