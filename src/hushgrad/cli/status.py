@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 
 import click
 
-from hushgrad.accounting.guarantee import delta_text, round_up
+from hushgrad.accounting.guarantee import delta_text
 from hushgrad.arguments import open_unit_interval
 from hushgrad.cli.options import JSON
-from hushgrad.cli.output import print_table
+from hushgrad.cli.output import print_json, print_table
+from hushgrad.study.configuration import DEFAULT_DELTA
+from hushgrad.study.report.document import up
 from hushgrad.study.status import DataSet, status_of
-
-DEFAULT_DELTA = 1e-5
 
 
 @click.command(name="status")
@@ -32,7 +30,7 @@ def status(folder: Path, delta: float, as_json: bool) -> None:
     """
     found = status_of(folder, open_unit_interval("delta", delta))
     if as_json:
-        click.echo(json.dumps({"delta": delta, "data": [one.as_json() for one in found]}, allow_nan=False))
+        print_json({"delta": delta, "data": [one.as_json() for one in found]})
         return
     for place, data in enumerate(found):
         if place:
@@ -47,21 +45,17 @@ def status(folder: Path, delta: float, as_json: bool) -> None:
 def _print(data: DataSet, delta: float) -> None:
     click.secho(f"Data: {data.name}", bold=True)
     rows = [
-        (run.place, run.status, run.began or "–", "–" if run.steps is None else str(run.steps), _epsilon(run.epsilon))
+        (run.place, run.status, run.began or "–", "–" if run.steps is None else str(run.steps), up(run.epsilon))
         for run in data.runs
     ]
     print_table(("run", "status", "began", "steps", "ε alone"), rows, right=("steps", "ε alone"))
     private = len(data.runs) - data.ordinary
     if private:
         counted = "1 ledger" if private == 1 else f"all {private} ledgers together"
-        click.echo(f"ε of {counted}: {_epsilon(data.private)} at δ = {delta_text(delta)}")
+        click.echo(f"ε of {counted}: {up(data.private)} at δ = {delta_text(delta)}")
     if data.ordinary:
         click.secho(
             f"{data.ordinary} of these runs have no ledger that can be read: where their results were given away, no ε "
             "holds for the data.",
             fg="red",
         )
-
-
-def _epsilon(value: float) -> str:
-    return "∞" if math.isinf(value) else round_up(value)

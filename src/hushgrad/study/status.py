@@ -100,10 +100,14 @@ def beside(run: Path, delta: float) -> DataSet | None:
     """Return the runs on the same data in the folders beside a run's, itself included; None where it is alone."""
     place = run.resolve()
     folder = place.parent
-    places = sorted(path.parent for path in folder.glob("*/provenance.json"))
-    found = _without_copies([_spent(other, folder, delta) for other in places], folder)
-    own = next((one for one in found if folder / one.place == place and one.key is not None), None)
-    runs = [] if own is None else [one for one in found if one.key == own.key]
+    key = _key_of(place)
+    if key is None:
+        return None
+    others = sorted(path.parent for path in folder.glob("*/provenance.json"))
+    # Ledgers of other data are not read: of many runs each takes its time.
+    found = [_spent(other, folder, delta) for other in others if _key_of(other) == key]
+    runs = [one for one in _without_copies(found, folder) if one.key == key]
+    own = next((one for one in runs if folder / one.place == place), None)
     return _data_set(own.data, runs, delta) if own is not None and len(runs) > 1 else None
 
 
@@ -134,6 +138,15 @@ def _spent(place: Path, folder: Path, delta: float) -> Spent:
         return Spent(name, UNKNOWN, None, "unreadable", None, None, math.inf, None)
     epsilon = guarantee(view.events, delta, contract=view.contract, conditions=view.conditions).epsilon
     return Spent(name, data, key, status, known["started"], view.steps, epsilon, view)
+
+
+def _key_of(place: Path) -> str | None:
+    """Return what tells the data of a run from others; None where they are not known."""
+    try:
+        known = read_provenance(RunDirectory(place).provenance)
+        return None if known is None else _data_of(known, read_summary(place) or {})[1]
+    except HushgradError:
+        return None
 
 
 def _data_of(known: dict[str, Any], summary: dict[str, Any]) -> tuple[str, str | None]:

@@ -9,6 +9,7 @@ the model's outputs those that the backward gave them.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -153,11 +154,11 @@ class BackwardWatch:
     ) -> Iterator[tuple[Any, int | None, tuple[int, ...]]]:
         seen: dict[int, Any] = {}
         ends = {id(loss.grad_fn): (loss, slot) for slot, loss in self._ends.items()}
-        waiting: list[tuple[Any, int | None, tuple[int, ...]]] = []
+        waiting: deque[tuple[Any, int | None, tuple[int, ...]]] = deque()
         for root in roots:
             waiting.append((root.grad_fn, None if ends else slots.get(id(root.grad_fn), (root, None))[1], ()))
         while waiting and len(seen) < MOST_NODES:
-            node, slot, path = waiting.pop(0)
+            node, slot, path = waiting.popleft()
             if node is None or id(node) in seen:
                 continue
             seen[id(node)] = node

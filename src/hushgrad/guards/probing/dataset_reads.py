@@ -89,8 +89,10 @@ class DatasetReads:
         Raises:
             CrossSampleLeakError: a record follows others.
         """
+        if self._is_done or drawn.records is not None:
+            return
         indices = list(dict.fromkeys(drawn.indices))[:RECORDS]
-        if self._is_done or drawn.records is not None or len(indices) < 2:
+        if len(indices) < 2:
             return
         before = self._before
         if before is not None:

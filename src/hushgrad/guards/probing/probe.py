@@ -214,7 +214,7 @@ class Probe:
         self._is_told = True  # what the graph of the losses of this batch was asked
         self._forwards, self._call_count = 0.0, 0
         self._look_count, self._look_forwards = 0, 0.0
-        self._notes: list[str] = []
+        self._notes: dict[str, None] = {}
         self._read: dict[Condition, None] = {}
         self.is_waiting = True
         """Whether forwards may belong to a batch that is trained on; between two items of a loader they do not."""
@@ -610,7 +610,7 @@ class Probe:
             with self._findings_told():
                 untold = require_separate_reads(drawn)
             self._reads_are_known = len(drawn.indices) > 1
-            self._notes += [] if untold is None else [untold]
+            self._note([] if untold is None else [untold])
         self._examine_dataset(drawn)
         is_due = is_new or not self._collate_is_known
         before, self._collate_before = self._collate_before, None
@@ -631,19 +631,23 @@ class Probe:
         with kept_values(drawn.item), runs.begun(), self._findings_told():
             found = require_separate_records(runs, drawn, is_first=not self._collate_turns)
         self._collate_turns += 1
-        self._notes += [*runs.state.unread, *runs.untold]
+        self._note([*runs.state.unread, *runs.untold])
         self._collate_before = None
         if found is not None:
             self._collate_is_known = True
             self._form = found
         self._statistics |= runs.statistics - {*self._form.axes, *self._form.roles}
 
+    def _note(self, untold: Iterable[str]) -> None:
+        """Keep what could not be told, each once however often it is met."""
+        self._notes.update(dict.fromkeys(untold))
+
     def _examine_dataset(self, drawn: Drawn) -> None:
         with self._findings_told():
             self._dataset_reads.examine(drawn)
         if self._dataset_reads.keeps:
             self._read[KEPT_BY_DATASET] = None
-        self._notes += self._dataset_reads.untold
+        self._note(self._dataset_reads.untold)
 
     def _is_torchs_alone(self, drawn: Drawn) -> bool:
         """Return whether torch's own collate function runs no code of others on records like the first one drawn."""
@@ -664,7 +668,7 @@ class Probe:
             examined=any(self._examined.values()),
             looks=self._look_count,
             look_forwards=self._look_forwards,
-            notes=tuple(dict.fromkeys(self._notes)),
+            notes=tuple(self._notes),
         )
 
     @property
@@ -676,7 +680,7 @@ class Probe:
             *([LOSSES_CHANGE] if self._programs.have_changed else []),
             *map(not_examined, self._programs.untold_of_places),
             *(not_examined(f"the loop's own calls, since {why}") for why in self._programs.untold),
-            *(not_examined(note) for note in dict.fromkeys(self._notes)),
+            *(not_examined(note) for note in self._notes),
         )
 
     @property
@@ -775,7 +779,7 @@ class Probe:
             self._novelty.examined(part.call.module)
         self._look_count += len(pending)
         self._look_forwards += probed.forwards
-        self._notes.extend(probed.skipped)
+        self._note(probed.skipped)
 
     def _examine(self, pending: Sequence[Pending], evaluations: Sequence[Evaluation], size: int) -> None:
         probed = self._probed()
@@ -787,10 +791,10 @@ class Probe:
         if pending:
             self._forwards = max(self._forwards, probed.forwards / len(pending))
         self._call_count += len(pending)
-        self._notes.extend(probed.skipped)
+        self._note(probed.skipped)
         for evaluation in evaluations:
             runs, output = (probed.runs, pending[0].call.output) if len(pending) == 1 else (None, None)
-            self._notes += self._evaluations.examine(evaluation, size, runs, output)
+            self._note(self._evaluations.examine(evaluation, size, runs, output))
         for part in pending:
             self._novelty.examined(part.call.module)
             self._examined[part.signature] = size > 1 and self._is_told
