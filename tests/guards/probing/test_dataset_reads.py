@@ -249,6 +249,32 @@ def _first(record: Any) -> Any:
     return record[0] if isinstance(record, tuple) else record
 
 
+class Late(Previous):
+    """Mixes a record with the one that was read before it, once so many were read."""
+
+    def __getitem__(self, index: int) -> Any:
+        self.reads += 1
+        mixed = super().__getitem__(index)
+        return mixed if self.reads > COUNT else (self.x[index], self.y[index])
+
+
+def test_a_dataset_that_mixes_records_later_than_the_first_item_is_met_by_a_look() -> None:
+    dataset, reads = Late(), DatasetReads()
+
+    def item(*, is_look: bool) -> None:
+        reads.before_draw(dataset, is_look=is_look)
+        indices = list(range(8))
+        read = [dataset[index] for index in indices]
+        reads.examine(Drawn(dataset, indices, read, len(indices), None))
+
+    for _ in range(3):
+        item(is_look=False)
+    assert dataset.reads == COUNT  # copies are read, not the dataset
+    item(is_look=False)
+    with pytest.raises(CrossSampleLeakError, match="after other records were read"):
+        item(is_look=True)
+
+
 def test_a_dataset_that_cannot_be_copied_is_not_examined_and_torchs_own_need_not_be() -> None:
     assert examined(Uncopied()).untold == [UNCOPIED]
     assert examined(Subset(TensorDataset(X, Y), range(COUNT))).untold == []  # type: ignore[arg-type]

@@ -57,7 +57,7 @@ class _UnreadableError(Exception):
 
 
 class DatasetReads:
-    """Reads records of one session's dataset again, at its first item of two records or more.
+    """Reads records of one session's dataset again: at its first item of two records or more, and at looks.
 
     Attributes:
         keeps: whether the dataset keeps values that follow records read before.
@@ -66,21 +66,20 @@ class DatasetReads:
 
     def __init__(self) -> None:
         self._before: DatasetCopy | None = None
-        self._is_done = False
+        self._is_due = True
         self.keeps = False
         self.untold: list[str] = []
 
-    def before_draw(self, dataset: Any) -> None:
-        """The next item is going to be read."""
-        if self._is_done or self._before is not None:
+    def before_draw(self, dataset: Any, *, is_look: bool = False) -> None:
+        """The next item is going to be read; `is_look`: it is one of those that are looked at."""
+        if self._before is not None or not (self._is_due or is_look) or UNCOPIED in self.untold:
             return
         if isinstance(dataset, IterableDataset) or not is_of_somebody(dataset):  # a stream cannot be read again
-            self._is_done = True
+            self._is_due = False
             return
         try:
             self._before = _copied(dataset)
         except _UnreadableError:
-            self._is_done = True
             self.untold.append(UNCOPIED)
 
     def examine(self, drawn: Drawn) -> None:
@@ -89,26 +88,25 @@ class DatasetReads:
         Raises:
             CrossSampleLeakError: a record follows others.
         """
-        if self._is_done or drawn.records is not None:
+        before = self._before
+        if before is None or drawn.records is not None:
             return
         indices = list(dict.fromkeys(drawn.indices))[:RECORDS]
         if len(indices) < 2:
             return
-        before = self._before
-        if before is not None:
-            # Copies are read; what their code keeps elsewhere (variables of a file, classes) is put back.
-            elsewhere = State(drawn.dataset, parameters=False, beside=before.stores)
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of arrays that share a row
-                    for index in indices[:TOLD]:
-                        with suppress(_UnreadableError):
-                            self._require_own_row(drawn.dataset, index)
+        # Copies are read; what their code keeps elsewhere (variables of a file, classes) is put back.
+        elsewhere = State(drawn.dataset, parameters=False, beside=before.stores)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of arrays that share a row
+                for index in indices[:TOLD]:
                     with suppress(_UnreadableError):
-                        self._read_after_others(before, indices)
-            finally:
-                elsewhere.restore()
-        self._is_done, self._before = True, None
+                        self._require_own_row(drawn.dataset, index)
+                with suppress(_UnreadableError):
+                    self._read_after_others(before, indices)
+        finally:
+            elsewhere.restore()
+        self._is_due, self._before = False, None
 
     # Of other rows ---------------------------------------------------------------------------------------------------
 

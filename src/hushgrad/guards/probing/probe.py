@@ -588,7 +588,7 @@ class Probe:
         """
         self._begin_looks()
         self._programs.before_draw(collate_fn, dataset)
-        self._dataset_reads.before_draw(dataset)
+        self._dataset_reads.before_draw(dataset, is_look=self._looks.wanted)
         is_due = self._looks.wanted or not self._collate_is_known
         root = functions_of_others() if is_default(collate_fn) else collate_fn  # torch's own keeps nothing
         if is_due and root and self._collate_before is None:
