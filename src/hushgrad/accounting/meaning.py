@@ -10,7 +10,7 @@ from hushgrad.accounting.risk import membership_advantage, true_positive_rate
 from hushgrad.errors import AccountingError
 
 STRONG, REASONABLE = 1.0, 10.0
-"""The bounds of Ponomareva et al. (2023), "How to DP-fy ML", arXiv:2303.00654, section 5.2."""
+"""The bounds of Ponomareva et al. (2023), "How to DP-fy ML", arXiv:2303.00654."""
 
 FALSE_ALARMS = 0.01
 
@@ -44,7 +44,7 @@ def _usual(epsilon: float) -> str:
     kind = "strong" if epsilon <= STRONG else "reasonable" if epsilon <= REASONABLE else "weak"
     return (
         f"Among usual values: ε up to {STRONG:g} counts as strong, up to {REASONABLE:g} as reasonable, beyond as weak "
-        f"(How to DP-fy ML, arXiv:2303.00654, section 5.2): {round_up(epsilon, 3)} is {kind}."
+        f"(How to DP-fy ML, arXiv:2303.00654): {round_up(epsilon, 3)} is {kind}."
     )
 
 
