@@ -266,24 +266,30 @@ class EagerCode:
     """Has what a loop compiled run eagerly, as long as anybody wants it so.
 
     Under a function mode torch.compile would give such code up for good. Another's `release` may run anywhere within
-    these, in a finalizer.
+    these, in a finalizer; who was collected wants nothing any more.
     """
 
-    _wanted: ClassVar[set[int]] = set()
+    _wanted: ClassVar[dict[int, weakref.ref[object]]] = {}
     _former: ClassVar[Any] = None
 
     @classmethod
     def want(cls, who: object) -> None:
         """Somebody begins to want it; without effect where nothing can be compiled yet."""
         if "torch._dynamo" in sys.modules:
-            cls._wanted.add(id(who))
+            key = id(who)
+            cls._wanted[key] = weakref.ref(who, lambda gone: cls._release(key, gone))
             if cls._former is None:
                 cls._former = torch.compiler.set_stance("force_eager")
 
     @classmethod
     def release(cls, who: object) -> None:
         """They want it no more."""
-        cls._wanted.discard(id(who))
+        cls._release(id(who), cls._wanted.get(id(who)))
+
+    @classmethod
+    def _release(cls, key: int, known: weakref.ref[object] | None) -> None:
+        if cls._wanted.get(key) is known:  # not the one who has this number now
+            cls._wanted.pop(key, None)
         if not cls._wanted and cls._former is not None:
             former, cls._former = cls._former, None
             former.__exit__(None, None, None)

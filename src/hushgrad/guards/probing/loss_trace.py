@@ -318,7 +318,7 @@ class LossTrace(LowMode):
     def _seen(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", "")
         if name in SILENT or not self.is_in_its_thread:
-            self._has_gone_back |= name == "backward" and self._slot(args[0]) in self._live
+            self._has_gone_back |= name == "backward" and self._takes_batch(args[:1], kwargs)
             return func(*args, **kwargs)
         if name == "__get__" and self._is_unknown(args[0]):
             result = func(*args, **kwargs)
