@@ -178,6 +178,10 @@ class Program:
     reads_values: bool = False
     doubt: str = ""
 
+    def hide(self, why: str) -> None:
+        """Take note that not all of it is seen."""
+        self.hidden = self.hidden or why
+
     @property
     def last(self) -> int:
         """How many calls came before the last loss."""

@@ -11,12 +11,8 @@ import math
 import pickle
 import random
 import sys
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import replace
 from functools import partial
-from pathlib import Path as File
-from pathlib import PurePath
 from types import FrameType, MappingProxyType
 from typing import Any
 
@@ -30,9 +26,8 @@ from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.guards.probing.backward_reach import Reach
 from hushgrad.guards.probing.backward_watch import BackwardWatch
 from hushgrad.guards.probing.constants import Origin
-from hushgrad.guards.probing.length_recipes import LengthRecipes
-from hushgrad.guards.probing.live_memory import UNSEEN_MEMORY, WRITTEN_UNSEEN, LiveMemory, Written, sets_values, shared
-from hushgrad.guards.probing.loop_line import LIBRARY, TORCH, loop_frame
+from hushgrad.guards.probing.live_memory import WRITTEN_UNSEEN, Written, sets_values
+from hushgrad.guards.probing.loop_line import loop_frame
 from hushgrad.guards.probing.loss_numbers import choosing_numbers
 from hushgrad.guards.probing.loss_program import (
     Earlier,
@@ -42,32 +37,28 @@ from hushgrad.guards.probing.loss_program import (
     Place,
     Program,
     Slot,
-    Source,
     mapped,
     slots_of,
     tensors_of,
 )
+from hushgrad.guards.probing.loss_tensors import LossTensors
 from hushgrad.guards.probing.numbers_taken import is_free, numbers_in
 from hushgrad.guards.probing.outside_values import OutsideValues
+from hushgrad.guards.probing.trace_places import function_call, place_of, running
 from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts
 from hushgrad.low_mode import LowMode
 from hushgrad.torch_internals import (
     EagerCode,
-    base_of,
     function_modes,
     function_of,
     functorch_transform,
     saved_tensors_hooks_here,
     unseen,
     unwrapped,
-    version,
 )
 
 MOST_CALLS = 20_000
 """Longer programs are not run again."""
-
-MOST_KEPT = 2**26
-"""Nor those that work on more values than this which they did not compute themselves."""
 
 MOST_OTHERS = 1
 """So many other loops may be in an item in one thread (two private models that train in turns)."""
@@ -76,13 +67,7 @@ NOTHING: Mapping[Path, Role] = MappingProxyType({})
 
 NOBODYS = -1
 
-CRITERIA = str(File(LIBRARY) / "losses.py")
-MODES = {__file__, str(File(LIBRARY) / "low_mode.py"), str(File(LIBRARY) / "session" / "own_backward.py")}
-"""The code of modes that the loop's calls run through, some another way: what they call is the loop's."""
-
 DEVICES = ("cpu", "cuda")
-APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
-"""The code that calls a custom autograd function."""
 
 SILENT = {
     "__hash__", "backward", "retain_grad", "requires_grad_",
@@ -90,7 +75,6 @@ SILENT = {
     "is_contiguous", "element_size", "stride", "storage_offset", "get_device", "__dir__",
 }  # fmt: skip
 """Calls that compute nothing a loss could be made of."""
-
 
 LIKE = {"empty_like", "full_like", "ones_like", "rand_like", "randint_like", "randn_like", "zeros_like"}
 """Calls that take the shape of a tensor and none of its values."""
@@ -124,19 +108,11 @@ class LossTrace(LowMode):
         super().__init__()
         self._earlier = Earlier() if earlier is None else earlier
         self.outside = OutsideValues(item, self._earlier.constants, size)
-        self._recipes = LengthRecipes()
         self._seed = torch.initial_seed()
         self._drawn_before = _drawn_in_python()
         self.program = Program(size, earlier=frozenset(self._earlier.numbers))
-        self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-        self._live: set[int] = set()
-        self._memory = LiveMemory()
+        self._tensors = LossTensors(self.program, self.outside, self._earlier)
         self._has_gone_back = False  # whether a backward came from what the loop computed of the batch
-        self._count = 0
-        self._kept = 0
-        self._has_taken = False
-        self.has_read = False
-        """Whether the loop read values in a way that leaves no number in the program."""
         self._is_used_by_us = False  # whether this library's own code computes with what the loop computed
         self.has_unseen_loss = False
         """Whether a loss came from what nobody saw: code that torch runs outside of Python, say."""
@@ -144,10 +120,9 @@ class LossTrace(LowMode):
         """Whether the loop hung a hook on what it computes of each example, or gave it to a function of its own."""
         self.backward = BackwardWatch(is_private)
         self._weighted: list[Tensor] = []  # losses times the gradients that they were given
-        self._applied: dict[int, tuple[Any, int]] = {}  # by the node that an autograd function made
         for path, tensor in tensors_at(item):
-            is_repeated = id(tensor) in self._known  # one tensor for several records: it cannot be altered for one
-            slot = self._adopt(tensor, "item")
+            is_repeated = self._tensors.has_met(tensor)  # one tensor for several records: it cannot be altered for one
+            slot = self._tensors.adopt(tensor, "item")
             self.program.paths[slot] = path
             if path in axes:
                 self.program.axes[slot] = axes[path]
@@ -165,7 +140,7 @@ class LossTrace(LowMode):
         """Leave few traces of other loops in this thread: of those that were left in an item nobody tells the end."""
         others = [mode for mode in function_modes() if isinstance(mode, LossTrace) and not mode.is_over]
         for mode in others[MOST_OTHERS:]:  # the newest lie lowest
-            mode.hide("many other loops ran within its item")
+            mode.program.hide("many other loops ran within its item")
             mode.end()
 
     def end(self) -> None:
@@ -186,10 +161,13 @@ class LossTrace(LowMode):
         self.program = Program(self.program.size)
         self._forget()
 
+    @property
+    def has_read(self) -> bool:
+        """Whether the loop read values in a way that leaves no number in the program."""
+        return self._tensors.has_read
+
     def _forget(self) -> None:
-        self._known.clear()
-        self._memory.clear()
-        self._applied.clear()
+        self._tensors.forget(self.program)
         self._weighted.clear()
         self.backward.close()
 
@@ -197,7 +175,7 @@ class LossTrace(LowMode):
         """Take note of what the loop may carry into a later item."""
         earlier = self._earlier
         alive = {key: known for key, known in earlier.tensors.items() if known() is not None}
-        made = {key: known for key, (known, slot) in self._known.items() if slot in self._live}
+        made = {key: known for key, (known, _) in self._tensors.of_batch().items()}
         earlier.tensors = {**alive, **made}
         earlier.constants.end_item(earlier.holds)
         for call in self.program.calls:
@@ -218,7 +196,7 @@ class LossTrace(LowMode):
             self.backward.is_whole = False
         held = [*kept, *(part for tensor in tensors for part in tensor.__dict__.values())]
         for path, tensor in named if roles else ():
-            if (known := self._slot(tensor)) is None:
+            if (known := self._tensors.slot(tensor)) is None:
                 continue
             if roles.get(path) is Role.SECOND:
                 program.axes[known] = 1
@@ -226,20 +204,21 @@ class LossTrace(LowMode):
                 if roles.get(path[:length]) is Role.ENTRIES:
                     program.entries[known] = path[length]
         for tensor in (*tensors, *(part for part in held if isinstance(part, Tensor))):
-            self._takes_over(tensor)
-        for tensor in tensors:
-            if self._slot(tensor) is None and not self._earlier.holds(tensor) and not self._is_of_item(tensor):
+            self._tensors.takes_over(tensor)
+        for tensor in self._tensors.without_number(tensors):
+            if not self._earlier.holds(tensor) and not self._tensors.is_of_item(tensor):
                 self.outside.meet(tensor, is_input=True)
         for tensor in (*tensors, *(part for part in held if isinstance(part, Tensor))):
-            if (slot := self._slot(tensor)) in self._live:
+            if (slot := self._tensors.slot(tensor)) in self._tensors.live:
                 program.inputs.append(slot)
         frame = loop_frame()
         if frame is None:
             return
-        place = _place_of(frame)
-        program.alike += self.outside.rows_of_numbers(tensor for tensor in tensors if self._slot(tensor) is None)
-        program.placed += [place for tensor in tensors if self._slot(tensor) is None and self.outside.is_placed(tensor)]
-        program.carried += [place for tensor in tensors if self._slot(tensor) is None and self._earlier.holds(tensor)]
+        place = place_of(frame)
+        others = list(self._tensors.without_number(tensors))
+        program.alike += self.outside.rows_of_numbers(others)
+        program.placed += [place for tensor in others if self.outside.is_placed(tensor)]
+        program.carried += [place for tensor in others if self._earlier.holds(tensor)]
         own = [part for part in held if _is_countable(part) and not float(part).is_integer()]  # not met by chance
         numbers = {float(part) for part in (*_numbers_at(inputs, program.size), *own)}
         if numbers:
@@ -250,8 +229,8 @@ class LossTrace(LowMode):
         if not self.is_over:
             self.lay_down()
         for path, tensor in tensors_at(output):
-            if tensor.grad_fn is not None or tensor.requires_grad or self._slot(tensor) is None:
-                slot = self._adopt(tensor, "output")
+            if tensor.grad_fn is not None or tensor.requires_grad or self._tensors.slot(tensor) is None:
+                slot = self._tensors.adopt(tensor, "output")
                 self.program.outputs.append(slot)
                 self.backward.returned(slot, tensor)
                 if module is not None:
@@ -264,11 +243,11 @@ class LossTrace(LowMode):
 
         `weight`: the gradient that the loop gives it, if any.
         """
-        self._takes_over(loss)
-        slot = self._slot(self._times(loss, weight))
-        if slot is None or slot not in self._live:
+        self._tensors.takes_over(loss)
+        slot = self._tensors.slot(self._times(loss, weight))
+        if slot is None or slot not in self._tensors.live:
             self.has_unseen_loss = not self._is_used_by_us
-            self.hide("the loss comes from what is not seen")
+            self.program.hide("the loss comes from what is not seen")
         elif all(end.slot != slot for end in self.program.ends):
             self.program.ends.append(End(slot, len(self.program.calls), is_rows))
             if is_rows and loss.requires_grad:
@@ -280,16 +259,16 @@ class LossTrace(LowMode):
             return
         there = {
             id(tensor.grad_fn): (tensor, slot)
-            for ref, slot in self._known.values()
-            if (tensor := ref()) is not None and tensor.grad_fn is not None and slot in self._live
+            for ref, slot in self._tensors.of_batch().values()
+            if (tensor := ref()) is not None and tensor.grad_fn is not None
         }
         self.program.node_hooks += self.backward.runs(roots, there)
-        reach = Reach([*self.backward.codes, *(vars(node) for node, _ in self._applied.values())])
+        reach = Reach([*self.backward.codes, *(vars(node) for node, _ in self._tensors.applied.values())])
         program = self.program
         for tensor in reach.tensors.values():
-            slot = self._slot(tensor)
+            slot = self._tensors.slot(tensor)
             if slot is None and self._earlier.holds(tensor):
-                slot = self._adopt(tensor, "earlier")
+                slot = self._tensors.adopt(tensor, "earlier")
             if slot is None:
                 if self.outside.origin(tensor) is Origin.PYTHON:
                     self.outside.meet(tensor)
@@ -305,10 +284,6 @@ class LossTrace(LowMode):
             ]
             program.calls_of_backward = max((program.calls_of_backward, *needed))
 
-    def hide(self, why: str) -> None:
-        """Take note that not all of the program is seen."""
-        self.program.hidden = self.program.hidden or why
-
     # The mode --------------------------------------------------------------------------------------------------------
 
     def run(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -318,9 +293,9 @@ class LossTrace(LowMode):
     def _seen(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", "")
         if name in SILENT or not self.is_in_its_thread:
-            self._has_gone_back |= name == "backward" and self._takes_batch(args[:1], kwargs)
+            self._has_gone_back |= name == "backward" and self._tensors.takes_batch(args[:1], kwargs)
             return func(*args, **kwargs)
-        if name == "__get__" and self._is_unknown(args[0]):
+        if name == "__get__" and self._tensors.is_unknown(args[0]):
             result = func(*args, **kwargs)
             if not isinstance(result, Tensor):  # most calls are such: a flag or a shape of a parameter
                 return result
@@ -328,18 +303,18 @@ class LossTrace(LowMode):
             self._note_transformed(args, kwargs)
             return func(*args, **kwargs)
         is_change = changes_in_place(func) or "out" in kwargs or sets_values(func, args)
-        is_of_batch = self._takes_batch(args, kwargs)
-        idle = [tensor for tensor in tensors_of(args, kwargs) if self._slot(tensor) not in self._live]
+        is_of_batch = self._tensors.takes_batch(args, kwargs)
+        idle = [tensor for tensor in tensors_of(args, kwargs) if not self._tensors.is_live(tensor)]
         if self.outside.are_written_unseen(idle):
-            self.hide(WRITTEN_UNSEEN)
-        is_wanted = is_of_batch or (is_change and self._knows(args))
+            self.program.hide(WRITTEN_UNSEEN)
+        is_wanted = is_of_batch or (is_change and self._tensors.knows(args))
         if not is_wanted:
             result = func(*args, **kwargs)
             self._note_gradient(func, args, result)
             self.outside.note(name, (args, kwargs), result, is_python=self._has_free_numbers(name, args, kwargs))
             self._note_recipe(func, args, kwargs, result)
             return result
-        place, applied = _place()
+        place, applied = running()
         if place is None:
             result = func(*args, **kwargs)
             self.outside.note_counts(idle)
@@ -351,38 +326,40 @@ class LossTrace(LowMode):
         if name == "__iter__":
             return iter(self._seen(Tensor.unbind, types, args, {}))
         if len(self.program.calls) >= MOST_CALLS:
-            self.hide("it is too long")
+            self.program.hide("it is too long")
             return func(*args, **kwargs)
         if func is torch.autograd.grad:
             self.backward.is_whole = False
         if func is torch.autograd.grad and self._asks_plainly(*args, **kwargs):
             # An output: what the model makes of each example, by its own backward.
             result = _asked(func, args, kwargs, place)
-            self.program.outputs += [self._adopt(tensor, "output") for tensor in tensors_of(result)]
+            self.program.outputs += [self._tensors.adopt(tensor, "output") for tensor in tensors_of(result)]
             return result
         if name in READING:
-            self.has_read = True
+            self._tensors.has_read = True
             return func(*args, **kwargs)
         changed = (
             list(tensors_of(kwargs["out"] if "out" in kwargs else main_argument(args, kwargs))) if is_change else []
         )
-        self._adopt_bases(changed)
-        given = mapped((args, kwargs), partial(self._given, is_changed=is_change))
-        written = Written(tensor for tensor in tensors_of(args, kwargs) if self._slot(tensor) not in self._live)
+        self._tensors.adopt_bases(changed)
+        given = mapped((args, kwargs), partial(self._tensors.given, is_changed=is_change))
+        written = Written(tensor for tensor in tensors_of(args, kwargs) if not self._tensors.is_live(tensor))
         try:
             result = _asked(func, args, kwargs, place) if func is torch.autograd.grad else func(*args, **kwargs)
         except Exception:
-            self.has_read = True  # whether it fails is a look at the values
+            self._tensors.has_read = True  # whether it fails is a look at the values
             raise
-        was_live = self._live if is_of_batch else set(self._live)
+        was_live = self._tensors.live if is_of_batch else set(self._tensors.live)
         if func is Tensor.register_hook:
             self._note_change(args)
             self.backward.codes += [*args[1:], *kwargs.values()]
         self.outside.note_counts(idle)
-        changed += [tensor for tensor in self._written_beside(written) if all(tensor is not one for one in changed)]
+        changed += [
+            tensor for tensor in self._tensors.written_beside(written) if all(tensor is not one for one in changed)
+        ]
         foreign = [] if is_change else list(written.tensors)
         self._write(func, given, result, place, changed, foreign, is_of_batch=is_of_batch)
-        self._live &= was_live  # what the program read may be written to with nothing of the batch
+        self._tensors.live &= was_live  # what the program read may be written to with nothing of the batch
         return result
 
     def _write(
@@ -406,16 +383,16 @@ class LossTrace(LowMode):
             if not _is_number(result):
                 return
             taken = result
-            self._has_taken = self._has_taken or not isinstance(result, torch.Size)
-        outputs = tuple(self._made(tensor) for tensor in made)
+            self._tensors.has_taken = self._tensors.has_taken or not isinstance(result, torch.Size)
+        outputs = tuple(self._tensors.made(tensor) for tensor in made)
         if self._takes_shape_alone(func, given, place):
-            self._live.difference_update(outputs)
+            self._tensors.live.difference_update(outputs)
             self.outside.note(func.__name__, (), result)
             is_of_batch = False
         for tensor in changed:
-            self._note_written(tensor, is_of_batch=is_of_batch)
+            self._tensors.note_written(tensor, is_of_batch=is_of_batch)
         if is_of_batch:
-            self._memory.note(zip(made, outputs, strict=True), foreign)
+            self._tensors.memory.note(zip(made, outputs, strict=True), foreign)
         self.program.calls.append(
             Made(
                 func,
@@ -434,7 +411,7 @@ class LossTrace(LowMode):
         """Take note of a gradient that the loop asks a tensor of its own for: of a backward in this item, maybe."""
         is_gradient = getattr(getattr(func, "__self__", None), "__name__", "") == "grad" and isinstance(result, Tensor)
         if is_gradient and self._has_gone_back and not self._earlier.constants.are_of_model(args[0]):
-            self._memory.note_unread(result, NOBODYS)
+            self._tensors.memory.note_unread(result, NOBODYS)
 
     def _takes_shape_alone(self, func: Callable[..., Any], given: Any, place: Place) -> bool:
         """Whether what a call made has the shape of a tensor of the batch, and of no tensor a value.
@@ -444,73 +421,9 @@ class LossTrace(LowMode):
         if getattr(func, "__name__", "") not in LIKE:
             return False
         rest = (given[0][1:], {key: value for key, value in given[1].items() if key != "input"})
-        if any(slot.number in self._live for slot in slots_of(rest)):
+        if any(slot.number in self._tensors.live for slot in slots_of(rest)):
             return False
-        return not self._has_taken or not is_free(list(numbers_in(mapped(rest, _number))), 0, place.numbers)
-
-    def _note_written(self, tensor: Tensor, *, is_of_batch: bool) -> None:
-        """A call wrote to a tensor; `is_of_batch`: values of the batch, maybe, so that all of its memory is of it."""
-        if (slot := self._slot(tensor)) is None:
-            return
-        self._live.add(slot)
-        if slot in self.program.sources and base_of(tensor) is not None:
-            self.hide("values are written into a part of a tensor")
-        if is_of_batch:
-            self.has_read = self._memory.take(tensor, slot) or self.has_read
-
-    def _written_beside(self, written: Written) -> list[Tensor]:
-        """Return what a call wrote to that held nothing of the batch; the program begins with what was there before."""
-        found = []
-        for tensor, before in written.changed():
-            slot = self._slot(tensor)
-            found.append(tensor)
-            if slot not in self.program.sources:
-                continue
-            if before is None:
-                self.hide(WRITTEN_UNSEEN)
-            elif self.program.sources[slot].values.data_ptr() == tensor.data_ptr():
-                self.program.sources[slot] = self.program.sources[slot]._replace(values=before, version=version(before))
-        return found
-
-    def _adopt_bases(self, changed: Iterable[Tensor]) -> None:
-        """Adopt what tensors are views of that a call changes, so that what it writes there is seen there as well."""
-        for tensor in changed:
-            base = base_of(tensor)
-            if base is None or self._slot(tensor) is not None or self._takes_over(tensor):
-                continue
-            self._given(base, is_changed=True)
-            if (slot := self._slot(base)) is not None and (view := self._memory.begin(tensor, base, slot)) is not None:
-                self._share(tensor, view)
-
-    def _takes_over(self, tensor: Tensor, *, may_be_ours: bool = False) -> bool:
-        """Whether a tensor lies in memory that holds values of the batch, which it then gets a number for.
-
-        `may_be_ours`: the call that it is given to may be one of this library's own, which is no part of the program.
-        """
-        slot = self._slot(tensor)
-        if slot in self._live or not self._memory.holds(tensor):
-            return False
-        if tensor.requires_grad and not tensor.is_leaf:
-            return False
-        view = self._memory.found(tensor)
-        if view is None and may_be_ours and _place()[0] is None:
-            return False
-        if view is None:
-            self.hide(UNSEEN_MEMORY)
-            slot = self._adopt(tensor, "number") if slot is None else slot
-        else:
-            slot = self._share(tensor, view)
-        self._live.add(slot)
-        return True
-
-    def _share(self, tensor: Tensor, view: tuple[int, Any]) -> int:
-        """Write down that a tensor lies in the memory of another one, and return its number."""
-        slot = self._name(tensor)
-        frame = loop_frame()
-        place = Place("", 0) if frame is None else _place_of(frame)
-        made = Made(shared, (Slot(view[0]), view[1]), {}, (slot,), place, tensor.requires_grad, ())
-        self.program.calls.append(made)
-        return slot
+        return not self._tensors.has_taken or not is_free(list(numbers_in(mapped(rest, _number))), 0, place.numbers)
 
     def _saving(self) -> tuple[Any, Any] | None:
         """Return what of the loop's own packs and unpacks tensors that calls save here; torch's own gives them back."""
@@ -527,8 +440,8 @@ class LossTrace(LowMode):
         if len(parts) != 1 or len(given) != 1:
             return False
         [output], [weights] = parts, given
-        slot = self._slot(output)
-        if weights is not None and (self._slot(weights) in self._live or not bool((weights == 1).all())):
+        slot = self._tensors.slot(output)
+        if weights is not None and (self._tensors.is_live(weights) or not bool((weights == 1).all())):
             return False
         made = [call for call in self.program.calls if slot in call.outputs]
         if made and made[-1].name == "sum" and len(made[-1].args) == 1 and not made[-1].kwargs:
@@ -539,12 +452,12 @@ class LossTrace(LowMode):
     def _times(self, loss: Tensor, weight: Any) -> Tensor:
         """Return a loss times the gradient that the loop's backward gave it, which is written down."""
         frame = loop_frame()
-        if frame is None or not isinstance(weight, Tensor) or self._slot(loss) not in self._live:
+        if frame is None or not isinstance(weight, Tensor) or not self._tensors.is_live(loss):
             return loss
-        given = mapped(((loss, weight), {}), partial(self._given, is_changed=False))
+        given = mapped(((loss, weight), {}), partial(self._tensors.given, is_changed=False))
         with unseen(), torch.enable_grad():
             weighted = loss.detach() * weight.detach()
-            self._write(torch.mul, given, weighted, _place_of(frame))
+            self._write(torch.mul, given, weighted, place_of(frame))
         self._weighted.append(weighted)
         return weighted
 
@@ -555,8 +468,8 @@ class LossTrace(LowMode):
     def _note_transformed(self, args: Any, kwargs: Any) -> None:
         """A call inside of a transform of `torch.func`, which is not run again: is it on anything of the batch?"""
         tensors = map(unwrapped, tensors_of(args, kwargs))
-        if any(self._slot(tensor) in self._live or self._takes_over(tensor) for tensor in tensors):
-            self.hide("a transform of torch.func")
+        if any(self._tensors.is_live(tensor) or self._tensors.takes_over(tensor) for tensor in tensors):
+            self.program.hide("a transform of torch.func")
 
     def _has_free_numbers(self, name: str, args: Any, kwargs: Any) -> bool:
         """Whether a call on nothing of the batch has a number that Python may have made of the item.
@@ -569,126 +482,30 @@ class LossTrace(LowMode):
         frame = loop_frame()
         lengths = {length for source in self.program.sources.values() for length in source.values.shape}
         free = [number for number in numbers if number not in lengths]
-        return is_free(free, self.program.size, () if frame is None else _place_of(frame).numbers)
+        return is_free(free, self.program.size, () if frame is None else place_of(frame).numbers)
 
     def _note_recipe(self, func: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> None:
         """Take note of what is made of lengths alone."""
         if isinstance(result, Tensor) and (frame := loop_frame()) is not None:
             sources = self.program.sources.values()
             lengths = {length for source in sources if source.kind == "item" for length in source.values.shape}
-            written = {float(number) for number in _place_of(frame).numbers}
-            self._recipes.note(func, (args, kwargs), result, {*lengths, *(n - 1 for n in lengths)}, written)
-
-    def _knows(self, args: Any) -> bool:
-        """Whether what is changed in place is a tensor of the program's, if of none of the item's values."""
-        return bool(args) and isinstance(args[0], Tensor) and self._slot(args[0]) is not None
-
-    def _is_unknown(self, tensor: Any) -> bool:
-        """Whether a tensor can be none of the program's, nor hold what the item holds as an array or a list."""
-        return id(tensor) not in self._known and not self._applied and not self.outside.is_readable
-
-    def _takes_batch(self, args: Any, kwargs: Any) -> bool:
-        return any(
-            self._slot(tensor) in self._live or self._is_of_item(tensor) or self._takes_over(tensor, may_be_ours=True)
-            for tensor in tensors_of(args, kwargs)
-        )
-
-    def _is_of_item(self, tensor: Tensor) -> bool:
-        """Adopt a tensor that holds what the item holds as an array or a list; return whether it does."""
-        if not self.outside.is_readable or self._slot(tensor) is not None:
-            return False
-        path = self.outside.path_in_item(tensor)
-        if path is not None:
-            self._adopt(tensor, "item")
-        return path is not None
-
-    def _given(self, value: Any, *, is_changed: bool) -> Any:
-        if isinstance(value, torch.Generator):
-            return value.clone_state()  # as it stands now
-        if not isinstance(value, Tensor):
-            return value
-        tensor = value
-        if not self._is_of_item(tensor):
-            self._takes_over(tensor)
-        slot = self._slot(tensor)
-        if slot is None:
-            kind = "number" if self._has_taken else "constant"
-            if self._earlier.holds(tensor):
-                kind = "earlier"
-            else:
-                self.outside.meet(tensor)
-            slot = self._adopt(tensor, kind)
-        if slot in self.program.sources and is_changed:
-            source = self.program.sources[slot]
-            if source.version == version(tensor) and source.values.data_ptr() == tensor.data_ptr():
-                values = tensor.detach().clone()
-                self.program.sources[slot] = source._replace(values=values, version=version(values))
-        return Slot(slot)
+            written = {float(number) for number in place_of(frame).numbers}
+            self._tensors.recipes.note(func, (args, kwargs), result, {*lengths, *(n - 1 for n in lengths)}, written)
 
     def _write_applied(self, applied: FrameType, place: Place) -> bool:
         """Write down an autograd function of the loop's own as one call; return whether it could be."""
-        forward, cls, args, kwargs = _function_call(applied)
+        forward, cls, args, kwargs = function_call(applied)
         node = forward.f_locals.get(forward.f_code.co_varnames[0])
         if function_of(node) is not cls or kwargs:
-            self.hide(f"{cls.__name__}, an autograd function of a kind that is not seen")
+            self.program.hide(f"{cls.__name__}, an autograd function of a kind that is not seen")
             return False
         self._note_change(args)
         self.backward.codes += [cls, *(part for part in args if not isinstance(part, Tensor))]
-        if id(node) not in self._applied:
-            given = mapped(args, partial(self._given, is_changed=False))
-            self._applied[id(node)] = node, len(self.program.calls)
+        if id(node) not in self._tensors.applied:
+            given = mapped(args, partial(self._tensors.given, is_changed=False))
+            self._tensors.applied[id(node)] = node, len(self.program.calls)
             self.program.calls.append(Made(applied.f_locals["cls"].apply, given, {}, (), place, True, ()))
         return True
-
-    def _applied_output(self, tensor: Tensor) -> int | None:
-        """Return the slot of what an autograd function made, which is first seen as it is used."""
-        node = tensor.grad_fn
-        if node is None or (found := self._applied.get(id(node))) is None:
-            return None
-        call = self.program.calls[found[1]]
-        slot = self._name(tensor)
-        self._live.add(slot)
-        places = {**dict(call.places), tensor.output_nr: slot}
-        self.program.calls[found[1]] = replace(call, outputs=tuple(places.values()), places=tuple(places.items()))
-        return slot
-
-    def _slot(self, tensor: Tensor) -> int | None:
-        known = self._known.get(id(tensor))
-        if known is not None and known[0]() is tensor:
-            return known[1]
-        return self._applied_output(tensor) if self._applied else None
-
-    def _made(self, tensor: Tensor) -> int:
-        slot = self._slot(tensor)
-        if slot is None:
-            slot = self._name(tensor)
-        self._live.add(slot)
-        return slot
-
-    def _name(self, tensor: Tensor) -> int:
-        self._count += 1
-        self._known[id(tensor)] = weakref.ref(tensor), self._count
-        return self._count
-
-    def _adopt(self, tensor: Tensor, kind: str) -> int:
-        if kind == "constant" and tensor.requires_grad and not tensor.is_leaf:
-            self.hide("a value that comes from inside the model, or from calls that are not seen")
-        slot = self._name(tensor)
-        values = tensor.detach()
-        self._kept += values.numel()
-        if self._kept > MOST_KEPT:
-            self.hide("it works on too many values")
-            values = values.new_empty(0)
-        self.program.sources[slot] = Source(values, version(tensor), kind)
-        if kind in ("constant", "number"):
-            self.program.origins[slot] = self.outside.origin(tensor)
-            if (recipe := self._recipes.of(tensor)) is not None:
-                self.program.recipes[slot] = recipe.made
-        if kind in ("item", "output"):
-            self._live.add(slot)
-            if kind == "item" or not self.outside.is_of_model(tensor):
-                self._memory.note([(tensor, slot)])
-        return slot
 
 
 def _asked(grad: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Any:
@@ -746,43 +563,3 @@ def _drawn_in_python() -> tuple[Any, bytes]:
 
 def _is_autocast(device: str) -> bool:
     return torch.is_autocast_enabled(device)
-
-
-def _place_of(frame: FrameType) -> Place:
-    constants = tuple(part for part in frame.f_code.co_consts if type(part) in (int, float))
-    is_criterions, line = frame.f_code.co_filename == CRITERIA, frame
-    while is_criterions and line.f_back is not None and line.f_code.co_filename.startswith((LIBRARY, TORCH)):
-        line = line.f_back
-    return Place(PurePath(line.f_code.co_filename).name, line.f_lineno, constants, is_criterions)
-
-
-def _place() -> tuple[Place | None, FrameType | None]:
-    """Return the line of the loop's code that runs, and the frame of the autograd function that it is in, if any.
-
-    No line for calls of this library's own.
-    """
-    frame: FrameType | None = sys._getframe(2)
-    place: Place | None = None
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if place is None and file not in MODES and not file.startswith(TORCH):
-            if file.startswith(LIBRARY) and file != CRITERIA:
-                return None, None
-            place = _place_of(frame)
-            if torch.is_grad_enabled():
-                return place, None
-        if frame.f_code is APPLY:
-            return place, frame
-        frame = frame.f_back
-    return place, None
-
-
-def _function_call(applied: FrameType) -> tuple[FrameType, Any, tuple[Any, ...], dict[str, Any]]:
-    """Return the frame of an autograd function's forward, its class, and what it was called with."""
-    frame: FrameType = sys._getframe(2)
-    inner = frame
-    while frame is not applied:
-        inner = frame
-        assert frame.f_back is not None
-        frame = frame.f_back
-    return inner, applied.f_locals["cls"], applied.f_locals["args"], applied.f_locals["kwargs"]
