@@ -15,7 +15,6 @@ import torch
 
 from hushgrad.guards.probing.loss_trace import LossTrace
 from hushgrad.session.own_backward import OwnBackward
-from hushgrad.torch_internals import function_modes
 
 # The same examples in every run, so that a failure is seen again; HYPOTHESIS_PROFILE=default draws new ones.
 hypothesis.settings.register_profile("fixed", derandomize=True)
@@ -162,6 +161,5 @@ def choose_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str | 
 def no_trace_of_an_abandoned_loop() -> Iterator[None]:
     """A loop that is left in the middle of an item leaves a mode behind until its session is collected."""
     yield
-    for mode in function_modes():
-        if isinstance(mode, (LossTrace, OwnBackward)):
-            mode.end()
+    for trace in (*LossTrace.here(), *OwnBackward.here()):
+        trace.end()

@@ -21,22 +21,24 @@ class Counting(LowMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls = 0
-        self.held: list[Any] = [self]
 
     def run(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.calls += 1
         return func(*args, **kwargs)
 
-    def let_go(self) -> None:
-        self.held.clear()
-
 
 class Loop:
     """Is collected, not freed: it refers to itself."""
 
-    def __init__(self, mode: LowMode) -> None:
+    def __init__(self) -> None:
         self.itself = self
-        weakref.finalize(self, mode.give_up)
+        self.mode = Counting()
+        self.mode.lay_down()
+
+
+def owners() -> list[Any]:
+    """Return whose modes the stack holds, and others as they are."""
+    return [getattr(mode, "owner", mode) for mode in function_modes()]
 
 
 @pytest.fixture(autouse=True)
@@ -51,35 +53,39 @@ def test_a_mode_is_laid_below_the_others_and_taken_out_from_there() -> None:
     with BaseTorchFunctionMode() as above:
         low.lay_down()
         lower.lay_down()
-        assert function_modes() == [lower, low, above]
+        assert owners() == [lower, low, above]
+        assert Counting.here() == [lower, low]
         low.lay_down()
-        assert function_modes() == [low, lower, above]
+        assert owners() == [low, lower, above]
         low.take_up()
-        assert function_modes() == [lower, above]
-    assert function_modes() == [lower]
+        assert owners() == [lower, above]
+    assert owners() == [lower]
     torch.ones(1)
     assert (low.calls, lower.calls) == (0, 1)
     lower.take_up()
 
 
-def test_a_mode_that_was_given_up_passes_calls_on_and_goes_with_the_next_change() -> None:
+def test_what_the_stack_holds_keeps_nobody_alive_passes_calls_on_and_goes_with_the_next_change() -> None:
     low, other = Counting(), Counting()
     low.lay_down()
-    low.give_up()
-    assert function_modes() == [low]
+    gone = weakref.ref(low)
+    del low
+    assert gone() is None
+    assert owners() == [None]
     assert torch.ones(2).sum() == 2
-    assert (low.calls, low.held) == (0, [])
+    assert Counting.here() == []
     other.lay_down()
-    assert function_modes() == [other]
+    assert owners() == [other]
     other.take_up()
 
 
-def test_a_mode_that_is_over_lets_go_of_nothing_that_somebody_may_read() -> None:
+def test_a_mode_that_is_over_passes_calls_on() -> None:
     low = Counting()
     low.lay_down()
-    low.is_over = True
+    low.end_runs()
     torch.ones(2)
-    assert (low.calls, low.held) == (0, [low])
+    assert low.calls == 0
+    assert Counting.here() == []
     low.take_up()
 
 
@@ -97,7 +103,7 @@ def test_another_thread_leaves_the_stack_alone() -> None:
     thread.start()
     thread.join()
     assert found == [[]]
-    assert function_modes() == [low]
+    assert owners() == [low]
     low.take_up()
 
 
@@ -117,23 +123,21 @@ def test_whenever_a_loop_is_collected_torch_finds_the_stack_as_it_left_it() -> N
         for allocations in range(1, 120):
             gc.collect()
             gc.disable()
-            mode = Counting()
-            mode.lay_down()
-            Loop(mode)
+            gone = weakref.ref(Loop().mode)
             gc.set_threshold(allocations)
             gc.enable()
             kept = _use_torch(allocations)
-            assert mode.is_over, len(kept)
+            assert gone() is None, len(kept)
     finally:
         gc.set_threshold(*usual)
         gc.enable()
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
-def test_a_mode_that_was_given_up_is_nothing_to_a_compiler(is_compiled: bool) -> None:
+def test_a_mode_whose_owner_was_collected_is_nothing_to_a_compiler(is_compiled: bool) -> None:
     low = Counting()
     low.lay_down()
-    low.give_up()
+    del low
 
     def double(x: torch.Tensor) -> torch.Tensor:
         return (x + x).relu()

@@ -25,7 +25,7 @@ from hushgrad.capture.axes.batch_axes import NARROW
 from hushgrad.guards.probing.loss_cuts import Cut
 from hushgrad.guards.probing.trees import tensors_at
 from hushgrad.low_mode import LowMode
-from hushgrad.torch_internals import EagerCode, function_modes
+from hushgrad.torch_internals import EagerCode
 
 MEANS = {
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "cosine_embedding_loss", "gaussian_nll_loss",
@@ -75,7 +75,7 @@ class OwnBackward(LowMode):
     number of rows, but for the last bit of float32.
 
     Args:
-        batch: the physical batch in work; not held, because torch's stack holds this.
+        batch: the physical batch in work; not held.
         factor: what gradients are multiplied by.
         is_mean: whether the loop's losses are means.
     """
@@ -83,7 +83,7 @@ class OwnBackward(LowMode):
     def __init__(self, batch: Watched, factor: float, *, is_mean: bool) -> None:
         super().__init__()
         self._batch, self._factor, self._is_mean = weakref.ref(batch), factor, is_mean
-        self._is_on = self._was_on = False
+        self._is_on = False
         self._wide: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}  # what numbers of 16 bits were rounded from
         self._inputs: list[Any] = []  # of forwards, until one is in 16 bits
         self._has_others = False  # whether gradients go through the model to something else
@@ -103,11 +103,7 @@ class OwnBackward(LowMode):
         self._take_out()
         self._has_others = self._has_others or any(tensor.requires_grad for _, tensor in tensors_at(self._inputs))
         self._inputs.clear()
-        if not self._was_on:
-            self._was_on = True
-            weakref.finalize(batch, self.give_up)  # should nobody tell of its end
-        others = [mode for mode in function_modes() if isinstance(mode, OwnBackward)]
-        for mode in others[MOST_OTHERS:]:  # the newest lie lowest
+        for mode in OwnBackward.here()[MOST_OTHERS:]:  # the newest lie lowest
             mode.end()
         self._is_on = True
         EagerCode.want(self)
@@ -115,12 +111,8 @@ class OwnBackward(LowMode):
 
     def end(self) -> None:
         """The item is done with."""
-        self.is_over = True
         self._take_out()
-        self.let_go()
-
-    def let_go(self) -> None:
-        """Hold nothing of the loop any more."""
+        self.end_runs()
         self._inputs.clear()
         self._wide.clear()
 

@@ -18,7 +18,7 @@ from hushgrad.errors import CrossSampleLeakError
 from hushgrad.guards.probing.backward_watch import OTHER_GRADIENTS
 from hushgrad.guards.probing.loss_examination import require_separate_program
 from hushgrad.guards.probing.loss_trace import LossTrace
-from hushgrad.torch_internals import EagerCode, TorchDispatchMode
+from hushgrad.torch_internals import TorchDispatchMode
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -61,9 +61,8 @@ def examined(loss: Loss, *, around: Any = None) -> str:
             losses.backward(torch.full((B,), 1 / B))  # type: ignore[no-untyped-call]
         runs.remove()
     finally:
-        trace.is_over = True
+        trace.end_runs()
         trace.take_up()
-        EagerCode.release(trace)
     try:
         return require_separate_program(trace.program, "mean", None) or trace.backward.untold(trace.program)
     finally:

@@ -71,7 +71,7 @@ def test_too_many_values_hide_the_program_and_are_not_kept() -> None:
 
 def test_nothing_is_held_once_it_is_forgotten() -> None:
     tensors, _ = of_item()
-    tensors.forget(Program(3))
+    tensors.forget()
     assert tensors.slot(ITEM) is None
     assert not tensors.has_met(ITEM)
     assert not tensors.memory.holds(ITEM)

@@ -9,6 +9,7 @@ the model's outputs those that the backward gave them.
 from __future__ import annotations
 
 import math
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -95,17 +96,18 @@ class BackwardWatch:
         self._nodes[id(node)][1][output.output_nr] = slot
 
     def _watch(self, node: Any) -> None:
-        places = self._nodes[id(node)][1]
+        places, watch = self._nodes[id(node)][1], weakref.ref(self)  # no hook holds what a graph may be held by
 
         def keep(gradients: tuple[Tensor | None, ...]) -> None:
-            if not self._is_private():
+            known = watch()
+            if known is None or not known._is_private():
                 return
             task = current_graph_task()
-            self._tasks.add(task)
+            known._tasks.add(task)
             for place, slot in places.items():
                 gradient = gradients[place]
                 if gradient is not None:
-                    self._found.setdefault(slot, {})[task] = gradient.detach().clone()
+                    known._found.setdefault(slot, {})[task] = gradient.detach().clone()
 
         if id(node) in self._on_nodes:
             self._on_nodes[id(node)].remove()
@@ -114,10 +116,12 @@ class BackwardWatch:
     def ends(self, slot: int, losses: Tensor) -> None:
         """A backward will run on these losses `[B]`."""
         self._ends[slot] = losses
+        watch = weakref.ref(self)
 
         def keep(gradient: Tensor | None) -> None:  # None for one of an operator's outputs that no loss is made of
-            if gradient is not None and self._is_private():
-                self._weights.setdefault(slot, {})[current_graph_task()] = gradient.detach().clone()
+            known = watch()
+            if known is not None and gradient is not None and known._is_private():
+                known._weights.setdefault(slot, {})[current_graph_task()] = gradient.detach().clone()
 
         self._handles.append(put_first(losses, keep))
 

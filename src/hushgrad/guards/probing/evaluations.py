@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -115,8 +116,11 @@ class Evaluations:
         return Evaluation(criterion, arguments, part, chosen)
 
     def _mark(self, evaluation: Evaluation) -> Callable[[Tensor], None]:
+        is_accumulating, kept = self._is_accumulating, weakref.ref(evaluation)  # which holds what this hook is on
+
         def hook(gradient: Tensor) -> None:
-            if self._is_accumulating():
-                evaluation.is_reached = True
+            known = kept()
+            if known is not None and is_accumulating():
+                known.is_reached = True
 
         return hook

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -76,7 +75,6 @@ class LossPrograms:
         """Whether a loss, or what the model is given, was computed otherwise in another item."""
         self._untold_of_places: dict[str, None] = {}
         self._trace: LossTrace | None = None
-        self._end: weakref.finalize[..., LossPrograms] | None = None  # of the trace, should nobody tell of it
         self._is_own = False
         self._is_private = is_private
         self._has_changed_gradients = False
@@ -119,7 +117,6 @@ class LossPrograms:
         if is_looked_at:
             known = self._earlier, drawn.layout, drawn.lists
             self._trace = LossTrace(size, drawn.item, drawn.axes, *known, self._is_private)
-            self._end = weakref.finalize(self, self._trace.give_up)
 
     def given(self, inputs: Any, state: State | None, roles: Mapping[Path, Role] = NOTHING) -> None:
         """A forward that may be trained on begins with these inputs, and from this state where that was kept.
@@ -285,9 +282,6 @@ class LossPrograms:
         if self._trace is not None:
             self._trace.end()
             self._trace = None
-        if self._end is not None:
-            self._end.detach()  # it holds the trace, and so what the item was
-            self._end = None
         self._is_own = self._is_told = self._is_compared = False
         self._earlier.constants.leaves.end_item()
         self._settings.forget()

@@ -43,9 +43,8 @@ class LossTensors:
         self._count = 0
         self._kept = 0
 
-    def forget(self, program: Program) -> None:
-        """Hold no tensor any more; `program` is what is left of the program."""
-        self._program = program
+    def forget(self) -> None:
+        """Hold no tensor any more; what is in the program stays."""
         self._known.clear()
         self.memory.clear()
         self.applied.clear()

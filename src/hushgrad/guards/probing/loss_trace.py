@@ -49,7 +49,6 @@ from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts
 from hushgrad.low_mode import LowMode
 from hushgrad.torch_internals import (
     EagerCode,
-    function_modes,
     function_of,
     functorch_transform,
     saved_tensors_hooks_here,
@@ -138,38 +137,28 @@ class LossTrace(LowMode):
 
     def _end_older(self) -> None:
         """Leave few traces of other loops in this thread: of those that were left in an item nobody tells the end."""
-        others = [mode for mode in function_modes() if isinstance(mode, LossTrace) and not mode.is_over]
-        for mode in others[MOST_OTHERS:]:  # the newest lie lowest
+        for mode in LossTrace.here()[MOST_OTHERS:]:  # the newest lie lowest
             mode.program.hide("many other loops ran within its item")
             mode.end()
 
     def end(self) -> None:
         """Take the mode away; what was written down stays."""
         if not self.is_over:
-            self.is_over = True
             self.program.seed = torch.initial_seed()
             self.program.sets_seed = self.program.seed != self._seed
             self.program.numbers_outside = frozenset(self.outside.numbers)
             self.program.draws_in_python = self._drawn_before != _drawn_in_python()
-            EagerCode.release(self)
+            self.end_runs()
             self._hand_on()
         self.take_up()
-        self._forget()
-
-    def let_go(self) -> None:
-        """Hold nothing of the loop any more."""
-        self.program = Program(self.program.size)
-        self._forget()
+        self._tensors.forget()
+        self._weighted.clear()
+        self.backward.close()
 
     @property
     def has_read(self) -> bool:
         """Whether the loop read values in a way that leaves no number in the program."""
         return self._tensors.has_read
-
-    def _forget(self) -> None:
-        self._tensors.forget(self.program)
-        self._weighted.clear()
-        self.backward.close()
 
     def _hand_on(self) -> None:
         """Take note of what the loop may carry into a later item."""

@@ -8,6 +8,7 @@ examples of secret random batches are looked at; all others cost one look at the
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -180,13 +181,12 @@ class Probe:
         self._parameters = parameters
         self._loss_reduction = loss_reduction
         self._positions = Positions()
+        self._is_private = _weakly(self._is_accumulating)
         self._programs = LossPrograms(
-            loss_reduction, expected_size, stream, public, self._positions, model, self._is_accumulating
+            loss_reduction, expected_size, stream, public, self._positions, model, self._is_private
         )
         self._told = _Told(self._tell)
-        self._scalar_loss = ScalarLoss(
-            model, loss_reduction, self._is_accumulating, self._findings_told, self._programs
-        )
+        self._scalar_loss = ScalarLoss(model, loss_reduction, self._is_private, self._findings_told, self._programs)
         self.on_finding: Callable[[HushgradError], None] = lambda error: None
         """Told of every error that says that examples influence each other, before it is raised."""
         self._scope: Scope | None = None
@@ -200,7 +200,7 @@ class Probe:
         self._drawn: Drawn | None = None
         self._recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None = None
         self._axes: dict[nn.Module, Mapping[Path, int]] = {}
-        self._evaluations = Evaluations(self._looks, self._is_accumulating, public)
+        self._evaluations = Evaluations(self._looks, self._is_private, public)
         self.watcher: ForwardWatcher | None = None
         """Is told of the forwards of the item in work."""
         self._may_compile = False
@@ -298,7 +298,7 @@ class Probe:
             return
         if entered.pending is not None:
             call = entered.pending.call
-            call.returned(output, hangs_hooks, self._is_accumulating)
+            call.returned(output, hangs_hooks, self._is_private)
             call.is_hooked = self._is_so_anywhere(call.is_hooked)
             call.changes_gradients = self._is_so_anywhere(call.changes_gradients)
             self._changes_gradients = self._changes_gradients or call.changes_gradients
@@ -806,3 +806,14 @@ def _holds(inputs: Any, size: int) -> bool:
     """Whether inputs hold as many examples as there are losses; capture says what is wrong where they do not."""
     shapes = [tensor.shape for _, tensor in tensors_at(inputs) if tensor.ndim]
     return any(shape[0] == size or (len(shape) > 2 and shape[1] == size) for shape in shapes)
+
+
+def _weakly(method: Callable[[], bool]) -> Callable[[], bool]:
+    """Return a call of a method for hooks, whose graph its object may be held by; False once the object is gone."""
+    known = weakref.WeakMethod(method)
+
+    def call() -> bool:
+        found = known()
+        return found is not None and found()
+
+    return call

@@ -184,20 +184,28 @@ class ScalarLoss:
     # The look --------------------------------------------------------------------------------------------------------
 
     def _hook(self, key: Key, is_part: bool) -> Callable[[Tensor], None]:
+        loss = ref(self)  # no hook holds what a graph may be held by
+
         def hook(gradient: Tensor) -> None:
-            if key not in self._outputs or not self._is_accumulating():
-                return  # of an item that is over, or a gradient that is only asked for
-            if is_part:
-                self._conditions[OUTSIDE_CALL] = None
-            task = current_graph_task()
-            if self.size is not None and task not in self._looked_at:
-                self._looked_at.add(task)
-                with self._findings_told():
-                    self._look(key, gradient, self.size)
-                if gradient.numel() > FEW_VALUES:
-                    self._outputs[key] = self._outputs[key]._replace(values=_gone)
+            known = loss()
+            if known is not None:
+                known._came(key, gradient, is_part)
 
         return hook
+
+    def _came(self, key: Key, gradient: Tensor, is_part: bool) -> None:
+        """A backward has come to an output with this gradient."""
+        if key not in self._outputs or not self._is_accumulating():
+            return  # of an item that is over, or a gradient that is only asked for
+        if is_part:
+            self._conditions[OUTSIDE_CALL] = None
+        task = current_graph_task()
+        if self.size is not None and task not in self._looked_at:
+            self._looked_at.add(task)
+            with self._findings_told():
+                self._look(key, gradient, self.size)
+            if gradient.numel() > FEW_VALUES:
+                self._outputs[key] = self._outputs[key]._replace(values=_gone)
 
     def _look(self, key: Key, gradient: Tensor, size: int) -> None:
         line, task = "", current_graph_task()
