@@ -460,3 +460,9 @@ def test_in_a_loop_the_criterion_knows_the_number_of_records_of_the_item() -> No
         optimizer.step()
     with torch.no_grad():
         assert torch.isfinite(criterion(model(torch.randn(7, 3)), torch.zeros(7, dtype=torch.long)))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
+def test_losses_that_are_no_real_numbers_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(LossShapeError, match=rf"must return real numbers with a gradient, got {dtype}"):
+        wrap(lambda out: out[:, 0].to(dtype))(scores())

@@ -131,6 +131,18 @@ def test_a_change_in_place_raises_the_version_and_a_write_to_the_data_does_not()
     assert insides.version(x) == before + 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.int64, torch.complex64])
+def test_what_has_no_version_is_told_by_its_values(dtype: torch.dtype) -> None:
+    with torch.inference_mode():
+        few, many = torch.zeros(2, 3, dtype=dtype), torch.zeros(insides.MOST_READ + 1, dtype=dtype)
+        same = few.clone()
+    assert insides.version(few) == insides.version(few) == insides.version(same)
+    with torch.inference_mode():
+        few[0, 0] = 1
+    assert insides.version(few) != insides.version(same)
+    assert insides.version(many) != insides.version(many)
+
+
 def test_a_view_knows_its_base_and_an_ordinary_tensor_has_none() -> None:
     x = torch.zeros(2, 3)
     assert insides.base_of(x) is None

@@ -169,6 +169,12 @@ class PerExampleLoss(nn.Module):
                 where=f"criterion {self.name}",
                 cure="Return one loss for each example",
             )
+        if not found.is_floating_point():
+            raise LossShapeError(
+                f"must return real numbers with a gradient, got {found.dtype}",
+                where=f"criterion {self.name}",
+                cure="Return losses of a floating-point type: of complex numbers the absolute value, say",
+            )
         if found.ndim == 0 or (batch is not None and found.shape[0] != batch):
             expected = "B" if batch is None else batch
             raise LossShapeError(

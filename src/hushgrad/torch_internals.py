@@ -7,6 +7,7 @@ Attribute reads are `attrgetter`s, which cost no Python call: some run hundreds 
 
 from __future__ import annotations
 
+import itertools
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -44,8 +45,32 @@ __all__ = [
 
 # Tensors and their memory --------------------------------------------------------------------------------------------
 
-version: Callable[[Tensor], int] = attrgetter("_version")
-"""How often a tensor's memory was written to: tells of a change in place. Writes to `.data` don't count."""
+
+def version(tensor: Tensor) -> int:
+    """Return how often a tensor's memory was written to: tells of a change in place. Writes to `.data` don't count.
+
+    What was made under `torch.inference_mode` has no count: a few values stand for themselves, and of many each answer
+    is another one, as if they had just been written to.
+    """
+    try:
+        return tensor._version
+    except RuntimeError:
+        with unseen():
+            if (
+                tensor.numel() > MOST_READ
+                or tensor.layout is not torch.strided
+                or tensor.is_quantized
+                or tensor.is_meta
+            ):
+                return -next(_UNCOUNTED)
+            return hash(tuple(tensor.detach().reshape(-1).view(torch.uint8).tolist()))
+
+
+MOST_READ = 1 << 10
+"""So many values of a tensor whose writes nobody counts are compared."""
+
+_UNCOUNTED = itertools.count(1)
+"""A number for each answer about a larger one."""
 
 
 def versions_of(tensors: Iterable[Tensor]) -> list[int]:

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from hushgrad import PrivacyEngine
 from hushgrad.guards.probing.constants import Constants
 from hushgrad.guards.probing.outside_values import OutsideValues
 
@@ -114,3 +117,35 @@ def test_a_write_that_no_call_showed_is_told_and_one_that_was_seen_is_not() -> N
     assert not values.are_written_unseen([other])  # nobody saw it made
     made.real = torch.ones(3)
     assert values.are_written_unseen([made])
+
+
+@pytest.mark.parametrize("when", ["before the forward", "after it", "after the backward", "after the step"])
+@pytest.mark.parametrize("of_list", [True, False])
+def test_a_count_under_inference_mode_goes_on_from_item_to_item(when: str, of_list: bool) -> None:
+    """Such tensors count no writes, and torch refuses to say how often they were written to."""
+    model, engine = nn.Linear(4, 3), PrivacyEngine()
+    x, y = torch.randn(32, 4), torch.randint(0, 3, (32,))
+    _, _, loader = engine.make_private(
+        module=model,
+        optimizer=(optimizer := torch.optim.SGD(model.parameters(), lr=0.1)),
+        data_loader=DataLoader(list(zip(x, y, strict=True)) if of_list else TensorDataset(x, y), batch_size=16),  # type: ignore[arg-type]
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        poisson_sampling=False,
+    )
+    criterion, hits, steps = engine.per_example(nn.CrossEntropyLoss()), torch.zeros(()), 0
+    for _ in range(3):
+        for features, target in loader:
+            out = model(features)
+            for moment in ("before the forward", "after it", "after the backward", "after the step"):
+                if moment == "after it":
+                    out = model(features)
+                elif moment == "after the backward":
+                    criterion(out, target).backward()
+                elif moment == "after the step":
+                    optimizer.step()
+                if moment == when:
+                    with torch.inference_mode():
+                        hits = hits + (model(features).argmax(1) == target).sum()
+            steps += 1
+    assert steps == engine.session.steps == 6

@@ -250,10 +250,12 @@ class CriterionProbe:
                 return axes
         came = "" if failure is None else f" ({where_raised(failure)})"
         raise CrossSampleLeakError(
-            f"cannot be evaluated without one of the examples{came}, so it depends on how many there are",
+            f"cannot be evaluated without one of the examples{came}: it depends on how many there are, or is given "
+            "what remembers that",
             where=self._place,
             cure=f"Pass everything that belongs to an example in its arguments, with one row for each example (padded, "
-            f"not joined end to end). {CURE}",
+            f"not joined end to end); make objects of the whole batch (torch.distributions) in the criterion, of "
+            f"tensors. {CURE}",
         ) from None
 
     def _require_separate_through_model(self, batch: Batch, runs: Runs, places: Mapping[Path, Path]) -> None:
