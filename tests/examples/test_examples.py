@@ -1,4 +1,7 @@
-"""Every example runs as a newcomer would run it, and prints a guarantee that holds."""
+"""Every example runs as a newcomer would run it, and prints a guarantee that holds.
+
+Most run in forks that have imported torch; a loop of one's own in a new Python, too.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
+NEW = sys.executable
 
 
-def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(name: str, *arguments: str, python: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
+        [python or sys.executable, str(EXAMPLES / name), *arguments],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -83,7 +89,7 @@ def test_a_convolutional_network_learns_images(tmp_path: Path) -> None:
 
 
 def test_a_loop_of_ones_own_takes_its_planned_steps(tmp_path: Path) -> None:
-    done = run("own_loop.py", "--out", str(tmp_path))
+    done = run("own_loop.py", "--out", str(tmp_path), python=NEW)
     assert done.returncode == 0, done.stderr
     assert "epoch 8: ε = 3.00, 0 steps left" in done.stdout
     assert "after 160 steps" in done.stdout

@@ -16,6 +16,7 @@ from __future__ import annotations
 import array
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -38,6 +39,7 @@ IMPORTED = (
     "hushgrad.engine",
     "hushgrad.accounting.saddle_point.accountant",
     "hushgrad.accounting.risk",
+    "hushgrad.noise.loops",  # numba, and its compiled code
     "hushgrad.cli.main",
     "hushgrad.study.sweep.worker",
     "safetensors.torch",
@@ -175,7 +177,10 @@ def _refused(environment: dict[str, str]) -> list[str]:
 
 
 def _execute(arguments: list[str]) -> int:
-    """Run -m MODULE, -c CODE or FILE with its arguments as the main program; return its exit status."""
+    """Run [-u] -m MODULE, -c CODE or FILE with its arguments as the main program; return its exit status."""
+    if arguments[0] == "-u":  # as torchrun starts its workers
+        sys.stdout.reconfigure(write_through=True)
+        arguments = arguments[1:]
     first = arguments[0]
     try:
         if first == "-m":
@@ -199,10 +204,13 @@ def main(address: str, program: str) -> None:
     """Import, write the program, serve."""
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # pyarrow's allocator, which scikit-learn brings
     for module in IMPORTED:
-        with contextlib.suppress(ModuleNotFoundError):
+        with contextlib.suppress(ImportError):  # one that is missing, or a numba that does not fit NumPy
             importlib.import_module(module)
     with open(os.open(program, os.O_WRONLY | os.O_CREAT, 0o700), "w", encoding="utf-8") as file:
         file.write(PROGRAM.format(python=sys.executable, address=address))
+    os.fsync = os.fstat  # type: ignore[assignment]  # as in tests/conftest.py
+    gc.collect()
+    gc.freeze()  # no child goes through what is imported, or copies its pages, when it collects garbage
     sys.executable = program  # a child that starts a Python starts a fork, too
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, whose end is this one's
     serve(address)

@@ -55,6 +55,16 @@ def test_a_program_ends_as_it_would_by_itself(forked_python: str, code: str, sta
         assert said in ran.stderr
 
 
+@pytest.mark.parametrize("started_by", ["fork", "Python"])
+def test_what_is_written_without_a_buffer_is_there_when_the_program_is_killed(
+    forked_python: str, started_by: str
+) -> None:
+    python = forked_python if started_by == "fork" else sys.executable
+    code = "import os, sys; sys.stdout.write('out'); os.kill(os.getpid(), 9)"
+    ran = subprocess.run([python, "-u", "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (-9, "out")
+
+
 def test_files_and_modules_run_as_the_main_program(forked_python: str, tmp_path: Path) -> None:
     (tmp_path / "helper.py").write_text("word = 'found'\n")
     (tmp_path / "main.py").write_text("import sys, helper\nprint(__name__, helper.word, sys.argv[1:])\n")
