@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,8 +66,7 @@ class AnyLoop:
             self.items = iter(self.loader)
 
 
-@settings(max_examples=200, deadline=None)
-@given(
+ORDERS = given(
     actions=st.lists(
         # Mostly what a right loop does, so that updates come about.
         st.one_of(
@@ -80,10 +80,27 @@ class AnyLoop:
     poisson=st.booleans(),
     key=st.integers(0, 50),
 )
+
+
+@settings(max_examples=80, deadline=None)
+@ORDERS
 def test_an_update_holds_each_record_of_its_logical_batch_at_most_once_and_no_other(
     actions: list[tuple[str, ...]], poisson: bool, key: int
 ) -> None:
     """Guarantee: an update happens only after its charge is recorded."""
+    require_true_updates(actions, poisson, key)
+
+
+@pytest.mark.slow
+@settings(max_examples=800, deadline=None)
+@ORDERS
+def test_an_update_holds_each_record_once_in_many_more_orders(
+    actions: list[tuple[str, ...]], poisson: bool, key: int
+) -> None:
+    require_true_updates(actions, poisson, key)
+
+
+def require_true_updates(actions: list[tuple[str, ...]], poisson: bool, key: int) -> None:
     loop = AnyLoop(poisson, key)
     for action in (one for several in actions for one in several):
         before, charged = loop.model.weight.detach().clone(), loop.engine.session.steps

@@ -60,23 +60,26 @@ def _ordinary(name):
     return cost(GATES[name].workload, "ordinary")
 
 
+each = pytest.mark.parametrize("name", GATES, scope="module")  # the tests of one, which share its costs, in a row
+
+
 def test_every_workload_has_a_gate():
     assert list(GATES) == list(WORKLOADS)
 
 
-@pytest.mark.parametrize("name", GATES)
+@each
 def test_a_private_step_takes_hardly_more_operations_than_the_ordinary_one(name):
     ordinary, private = costs(name)
     assert private.flops <= GATES[name].flops * ordinary.flops, private.flops / ordinary.flops
 
 
-@pytest.mark.parametrize("name", GATES)
+@each
 def test_a_private_step_holds_little_more_memory_than_the_ordinary_one(name):
     ordinary, private = costs(name)
     assert private.peak_bytes <= GATES[name].peak_bytes * ordinary.peak_bytes, private.peak_bytes / ordinary.peak_bytes
 
 
-@pytest.mark.parametrize("name", GATES)
+@each
 def test_a_lean_step_holds_its_ceilings_too(name):
     ordinary, lean = costs(name, "hushgrad-lean")
     flops, peak_bytes = GATES[name].lean
@@ -84,7 +87,7 @@ def test_a_lean_step_holds_its_ceilings_too(name):
     assert lean.peak_bytes <= peak_bytes * ordinary.peak_bytes, lean.peak_bytes / ordinary.peak_bytes
 
 
-@pytest.mark.parametrize("name", GATES)
+@each
 def test_a_private_step_forms_every_weight_gradient_at_least_once(name):
     # A private step below the ordinary one would be a step that the counting does not see.
     ordinary, private = costs(name)

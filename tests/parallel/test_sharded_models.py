@@ -58,7 +58,7 @@ def test_sums_that_are_scattered_after_each_item_give_the_update_of_one_process(
     sharded: Processes, scattering: None
 ) -> None:
     """Guarantee: the update is that of one process, whether sums are added up once for a logical batch or by items."""
-    forms = ["blocks", "blocks alone", "uneven", "tied", "frozen in part", "by columns", "checkpointed", "offloaded"]
+    forms = ["blocks alone", "uneven", "frozen in part", "by columns", "offloaded"]
     require_same_update(
         sharded(1, "updates", forms=forms), sharded(2, "updates", forms=forms), forms, is_scattered=True
     )

@@ -107,7 +107,15 @@ ACTIONS: dict[str, Callable[[Notebook], None]] = {
 }
 
 
-@pytest.mark.parametrize("order", [*itertools.permutations(ACTIONS)], ids=", ".join)
+# "make private" and "make private again" are one action: of two orders that differ in which comes first, one is run.
+ORDERS = [
+    order
+    for order in itertools.permutations(ACTIONS)
+    if order.index("make private") < order.index("make private again")
+]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=", ".join)
 def test_in_whatever_order_cells_run_closing_and_making_private_again_continues_one_account(
     order: tuple[str, ...], tmp_path: Path
 ) -> None:

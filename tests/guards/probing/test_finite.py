@@ -148,15 +148,40 @@ CRITERIA = [case for case in leaky_losses.CRITERIA if case[0] != "hard example m
 """All whose leak shows in every batch; which losses are kept as hard ones changes with most of them."""
 
 
-@pytest.mark.parametrize("value", [NAN, INF, 1e38])
+VALUES = [NAN, INF, 1e38]
+TURNS = [
+    pytest.param(name, make, value, (3 * number + turn) % leaky_models.BATCH, id=f"{name}-{value}")
+    for number, (name, make) in enumerate(CRITERIA)
+    for turn, value in enumerate(VALUES)
+]
+
+
+@pytest.mark.parametrize(("name", "make", "value", "place"), TURNS)
+def test_a_record_that_is_not_finite_hides_no_leaky_criterion(
+    name: str, make: Callable[[], Any], value: float, place: int
+) -> None:
+    """At one place, of which the criteria have all by turns."""
+    require_refusal(make, value, place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize(("name", "make"), CRITERIA, ids=[name for name, _ in CRITERIA])
-def test_a_record_that_is_not_finite_hides_no_leaky_criterion(name: str, make: Callable[[], Any], value: float) -> None:
+def test_it_hides_none_at_whichever_place(name: str, make: Callable[[], Any], value: float) -> None:
+    for place in range(leaky_models.BATCH):
+        require_refusal(make, value, place)
+
+
+def require_refusal(make: Callable[[], Any], value: float, place: int) -> None:
     size = leaky_models.BATCH
-    for place in range(size):
-        x = torch.randn(size, WIDTH)
-        x[place] = value
-        with pytest.raises(HushgradError):
-            train(nn.Linear(WIDTH, TARGETS), TensorDataset(x, torch.arange(size) % TARGETS), size, "criterion", make())
+    x = torch.randn(size, WIDTH)
+    x[place] = value
+    with pytest.raises(HushgradError):
+        train(nn.Linear(WIDTH, TARGETS), TensorDataset(x, torch.arange(size) % TARGETS), size, "criterion", make())
+
+
+def test_every_place_has_its_turn() -> None:
+    assert {param.values[3] for param in TURNS} == set(range(leaky_models.BATCH))
 
 
 def test_where_no_two_losses_are_finite_the_next_batch_is_asked() -> None:

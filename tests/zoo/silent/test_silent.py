@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import later_batches
 import pytest
 from scoreboard import KINDS
 from silent_programs import EXACT, REFUSED, SILENT, TRUSTED, UNTYPED, Kind, Measured, Program
@@ -18,22 +17,33 @@ OF_THE_HARNESS = {"no ledger path", "fixed key"}
 RUNS = [(kind, program, way) for kind in KINDS for program in kind.programs for way in program.ways]
 
 
+def by_turns(programs: tuple[Program, ...]) -> set[tuple[str, str]]:
+    """Of each program its name and one way, which fewest have so far; and one run in each way that none has then."""
+    taken: list[tuple[str, str]] = []
+    for program in sorted(programs, key=lambda one: len(one.ways)):
+        before = [way for _, way in taken]
+        taken.append((program.name, min(program.ways, key=before.count)))
+    of_way = {way: program.name for program in programs for way in program.ways}
+    return {*taken, *((of_way[way], way) for way in of_way.keys() - {way for _, way in taken})}
+
+
+FIRST_RING = {kind.title: by_turns(kind.leaky) | by_turns(kind.clean) for kind in KINDS}
+"""What is run of each kind in the first ring; the other ways of its programs are run in the second."""
+
+
 def some(is_clean: bool) -> pytest.MarkDecorator:
     """Every run of the leaky programs, or of the clean ones."""
     runs = [
-        pytest.param(program, way, marks=marks_of(kind, program, way), id=f"{kind.title}-{program.name}-{way}")
+        pytest.param(
+            program,
+            way,
+            marks=[] if (program.name, way) in FIRST_RING[kind.title] else pytest.mark.slow,
+            id=f"{kind.title}-{program.name}-{way}",
+        )
         for kind, program, way in RUNS
         if program.is_clean == is_clean
     ]
     return pytest.mark.parametrize(("program", "way"), runs)
-
-
-def marks_of(kind: Kind, program: Program, way: str) -> list[pytest.MarkDecorator]:
-    """Forty steps take long: of those programs one way is run in the first ring, another one for each."""
-    if kind is not later_batches.KIND:
-        return []
-    own = program.ways[kind.programs.index(program) % len(program.ways)]
-    return [] if way == own else [pytest.mark.slow]
 
 
 @some(is_clean=False)
@@ -71,6 +81,14 @@ def test_a_leaky_program_leaks_and_a_clean_one_does_not_where_nobody_looks(progr
 def test_the_zoo_holds_six_leaky_programs_of_each_kind_and_clean_ones_beside_them() -> None:
     assert all(len(kind.leaky) >= 6 and len(kind.clean) >= 6 for kind in KINDS)
     assert sum(len(kind.programs) for kind in KINDS) >= 120
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=[kind.title for kind in KINDS])
+def test_the_first_ring_has_every_program_of_a_kind_and_leaky_and_clean_ones_in_every_way(kind: Kind) -> None:
+    for programs in (kind.leaky, kind.clean):
+        run = {(one.name, way) for one in programs for way in one.ways} & FIRST_RING[kind.title]
+        assert {name for name, _ in run} == {one.name for one in programs}
+        assert {way for _, way in run} == {way for one in programs for way in one.ways}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=[kind.title for kind in KINDS])
