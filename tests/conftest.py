@@ -73,6 +73,19 @@ def _what_is_old_is_no_garbage() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_waiting_for_the_disk(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Outlast the end of a process, not of a machine: `os.fsync` asks for a descriptor that is open, and no more.
+
+    A test cannot cut the power, and what a killed process wrote is there without it; on some disks each call takes as
+    long as a whole test. Those of ledgers wait for it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent != TESTS / "accounting" / "ledger":
+            patch.setattr(os, "fsync", os.fstat)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Tests run side by side in several processes; one thread each keeps them from fighting over the cores."""
@@ -96,8 +109,15 @@ def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture(autouse=True)
 def _reproducible_data() -> None:
-    """Seed what tests draw their models and data from. The library's own noise does not depend on it."""
-    torch.manual_seed(20)
+    """Seed what tests draw their models and data from. The library's own noise does not depend on it.
+
+    Where there is no accelerator, `torch.manual_seed` keeps three stack traces for one that might come: it takes longer
+    than many a test.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(20)
+    else:
+        torch.default_generator.manual_seed(20)
 
 
 @pytest.fixture(scope="session")
