@@ -10,6 +10,8 @@ LOCK := constraints.txt
 TORCH ?= $(shell sed -n '/^torch==/p' $(LOCK))
 # More for pytest: PYTEST_ARGS=tests/noise, or PYTEST_ARGS='-k lstm --durations=20'.
 PYTEST_ARGS ?=
+FASTDP ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +20,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 SUPPORTED = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo "hushgrad needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
 
-.PHONY: demo test test-slow test-latest lint bench scoreboard docs lock clean
+.PHONY: demo test test-slow test-latest lint bench bench-readme scoreboard docs lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready-study  ## train on the embedded data, with privacy and without
@@ -44,7 +46,11 @@ lint: $(VENV)/.ready-dev  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.ready-dev  ## measure step time and memory against the ordinary step and against Opacus
+# FASTDP names a folder with fastDP's source, which isn't in the registry; BENCH_ARGS passes more: BENCH_ARGS='--minutes 30'.
+bench: $(VENV)/.ready-dev  ## compare private steps with peers on this machine, in ten minutes: benchmarks-out/index.html
+	$(BIN)/python -m benchmarks.page $(if $(FASTDP),--fastdp '$(FASTDP)') $(BENCH_ARGS)
+
+bench-readme: $(VENV)/.ready-dev  ## measure all, memory too, and write the figures into README.md and docs (maintainers)
 	$(BIN)/python -m benchmarks --write-readme
 
 scoreboard: $(VENV)/.ready-dev  ## run programs that leak in silence elsewhere: refused, exact, told, or SILENT (an error)
@@ -57,7 +63,7 @@ lock:  ## resolve the newest versions that work together, and write them to the 
 	$(PYTHON) tools/lock.py --write $(LOCKED)
 
 clean:  ## remove the environments and everything that was built
-	rm -rf $(VENV) .venv-latest .venv-lock docs/_build build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-latest .venv-lock docs/_build build dist runs benchmarks-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(SUPPORTED)

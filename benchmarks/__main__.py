@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
-import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,24 +11,23 @@ import click
 import torch
 from rich.console import Console
 
-from benchmarks.contestants import CONTESTANTS, HUSHGRAD, ORDINARY
+from benchmarks import fastdp
+from benchmarks.allocators import ALLOCATORS, STEADY_ALLOCATOR, is_steady
+from benchmarks.command import command_line
+from benchmarks.contestants import CONTESTANTS, HUSHGRAD, ORDINARY, versions_of
+from benchmarks.eligibility import failure, update
 from benchmarks.growth import AXES, GrowthResults, draw, grow, growth_table
 from benchmarks.machine import Machine, this_machine
 from benchmarks.memory import is_supported, peak_in_own_process
 from benchmarks.noise import noise_times
+from benchmarks.peers import quiet_remarks
 from benchmarks.profile import profile
 from benchmarks.report import full_markdown, print_results, print_table, short_markdown, write_between_markers
 from benchmarks.results import Results, WorkloadResult, contestant_results
 from benchmarks.timing import FEWEST_ROUNDS, interleave
-from benchmarks.workloads import WORKLOADS, Workload
-
-# Whether glibc gives memory that a step freed back to the system depends on what else lies on the heap, so that in an
-# interleaved run it is chance which contestant pays for mapping it in again. "steady" keeps it, for all of them.
-STEADY_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+from benchmarks.workloads import WORKLOADS
 
 WIDTH_OF_FILES = 150
-
-FILE_OPTIONS = ("--json", "--growth")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,7 +46,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @click.option("--threads", type=click.IntRange(min=1), default=2, help="Threads of torch.")
 @click.option(
     "--allocator",
-    type=click.Choice(["steady", "default"]),
+    type=click.Choice(ALLOCATORS),
     default="steady",
     help="steady: glibc keeps memory that a step freed, for all contestants alike.",
 )
@@ -66,6 +62,13 @@ ROOT = Path(__file__).resolve().parent.parent
     "figures beside it as NAME.json.",
 )
 @click.option("--axis", "axes", type=click.Choice(list(AXES)), multiple=True, help="Of --growth. Default: all.")
+@click.option(
+    "--fastdp",
+    "fastdp_folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help=f"The source of fastDP, which isn't in the registry. Default: ${fastdp.VARIABLE}.",
+)
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
 @click.option(
     "--write-readme",
@@ -84,25 +87,24 @@ def main(
     with_profile: bool,
     growth_path: Path | None,
     axes: tuple[str, ...],
+    fastdp_folder: Path | None,
     json_path: Path | None,
     write_readme: bool,
 ) -> None:
     """Time full private steps against the ordinary step and against Opacus, interleaved."""
-    if allocator == "steady" and any(os.environ.get(name) != value for name, value in STEADY_ALLOCATOR.items()):
+    fastdp.name_folder(fastdp_folder)
+    if allocator == "steady" and not is_steady(os.environ):
         # glibc reads its settings when a process starts.
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **STEADY_ALLOCATOR})
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
-    # torch's remarks on peers: Opacus hooks the first layer, whose input requires no gradient, and asks for autocast in
-    # float32; vmap has no batched rule for the fused attention of a CPU.
-    for message in ("Full backward hook is firing", "In CPU autocast", "There is a performance drop"):
-        warnings.filterwarnings("ignore", message=message)
+    quiet_remarks()
     torch.set_num_threads(threads)
     chosen = [name for name in CONTESTANTS if name in {*(contestants or CONTESTANTS), ORDINARY, HUSHGRAD}]
     missing = {name: why for name in chosen if (why := CONTESTANTS[name].missing()) is not None}
     for name, why in missing.items():
         console.print(f"[yellow]{CONTESTANTS[name].title} takes no part: {why}[/yellow]")
     present = [name for name in chosen if name not in missing]
-    machine = this_machine(list(dict.fromkeys(CONTESTANTS[name].package for name in present)))
+    machine = this_machine(versions_of(present))
     if not machine.is_quiet:
         console.print(
             f"[yellow]load {machine.load_per_core:.2f} per core: other programs are running, and these times are "
@@ -122,7 +124,7 @@ def main(
                 found = profile(WORKLOADS[name], rounds=pairs, warm_up=warm_up)
             measured[name] = replace(measured[name], profile=found)
     results = Results(
-        command=command_line(sys.argv[1:]),
+        command=command_line("benchmarks", sys.argv[1:]),
         machine=machine,
         pairs=pairs,
         warm_up=warm_up,
@@ -138,25 +140,12 @@ def main(
         write_between_markers(ROOT / "docs" / "results" / "step-time.md", full_markdown(results))
 
 
-def command_line(arguments: Sequence[str]) -> str:
-    """Return the command that measures the same again; where a file was written is left out."""
-    kept = []
-    remaining = iter(arguments)
-    for argument in remaining:
-        if argument in FILE_OPTIONS:
-            next(remaining, None)
-            kept += [argument, "FILE"] if argument == "--growth" else []
-        elif not argument.startswith("--json="):
-            kept.append(argument)
-    return shlex.join(["python", "-m", "benchmarks", *kept])
-
-
 def _growth(axes: tuple[str, ...], path: Path, machine: Machine, pairs: int, warm_up: int, console: Console) -> None:
     found = {}
     for name in axes:
         with console.status(f"growth with {AXES[name].title}"):
             found[name] = grow(AXES[name], pairs=pairs, warm_up=warm_up)
-    results = GrowthResults(command_line(sys.argv[1:]), machine, pairs, warm_up, found)
+    results = GrowthResults(command_line("benchmarks", sys.argv[1:]), machine, pairs, warm_up, found)
     path.with_suffix(".json").write_text(results.to_json(), encoding="utf-8")
     draw(results, path)
     print_table("Growth of step time, encoder", growth_table(results), console)
@@ -166,7 +155,8 @@ def _measure(
     name: str, present: list[str], missing: dict[str, str], pairs: int, warm_up: int, memory_threads: int | None
 ) -> WorkloadResult:
     workload = WORKLOADS[name]
-    failed = {contestant: why for contestant in present if (why := failure(workload, contestant)) is not None}
+    expected = update(workload, HUSHGRAD)
+    failed = {name: why for name in present if (why := failure(workload, name, expected)) is not None}
     able = [contestant for contestant in present if contestant not in failed]
     runners = {contestant: CONTESTANTS[contestant].build(workload, 1.0) for contestant in able}
     parameters = sum(parameter.numel() for parameter in runners[ORDINARY].parameters)
@@ -187,22 +177,6 @@ def _measure(
         target_time=workload.target_time,
         target_memory=workload.target_memory,
     )
-
-
-def failure(workload: Workload, contestant: str) -> str | None:
-    """Return why a peer cannot train a workload, found by two steps, or None.
-
-    The ordinary step and hushgrad have no such way out: their errors end the benchmark.
-    """
-    if contestant in (ORDINARY, HUSHGRAD, "hushgrad-engine"):
-        return None
-    try:
-        runner = CONTESTANTS[contestant].build(workload, 1.0)
-        for _ in range(2):
-            runner.step(runner.prepare())
-    except Exception as error:  # whatever a peer raises is its answer
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'without a message'}"
-    return None
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import hushgrad
-from benchmarks import peers
+from benchmarks import fastdp, peers
 from benchmarks.runner import (
     MAX_GRAD_NORM,
     Contestant,
@@ -90,6 +91,7 @@ def hushgrad_engine(workload: Workload, noise_multiplier: float) -> Runner:
 
 
 _opacus = partial(Contestant, package="opacus", missing=partial(not_installed, "opacus"))
+_fastdp = partial(Contestant, package=fastdp.PACKAGE, version=fastdp.version, missing=fastdp.missing)
 
 CONTESTANTS: dict[str, Contestant] = {
     ORDINARY: Contestant("ordinary", ordinary),
@@ -101,8 +103,15 @@ CONTESTANTS: dict[str, Contestant] = {
     "opacus-ghost": _opacus("Opacus ghost", peers.opacus_ghost),
     "opacus-ew": _opacus("Opacus ew", peers.opacus_ew),
     "opacus-functorch": _opacus("Opacus functorch", peers.opacus_functorch),
+    "fastdp": _fastdp("fastDP", fastdp.book_keeping),
+    "fastdp-origin": _fastdp("fastDP, origin", fastdp.from_origin),
     "torch-func": Contestant("whole-model torch.func", peers.torch_func),
 }
 """In the order of the tables."""
 
 NOT_PRIVATE = (ORDINARY, "compiled")
+
+
+def versions_of(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of the packages that some contestants measure."""
+    return {CONTESTANTS[name].package: CONTESTANTS[name].version(CONTESTANTS[name].package) for name in names}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +43,10 @@ class Machine:
         )
 
 
-def this_machine(packages: Sequence[str]) -> Machine:
-    """Return what can be said about this machine before measuring on it, with the versions of some packages."""
+def this_machine(packages: Mapping[str, str]) -> Machine:
+    """Return what can be said about this machine before measuring on it; `packages` are the versions to name."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    versions = {"Python": platform.python_version()}
-    for package in packages:
-        versions[package] = importlib.metadata.version(package)
+    versions = {"Python": platform.python_version(), **packages}
     if backend() is CompiledBackend:
         versions["numba"] = importlib.metadata.version("numba")
     return Machine(

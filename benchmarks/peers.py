@@ -17,6 +17,21 @@ from benchmarks.runner import MAX_GRAD_NORM, Runner, runner_of, sgd, trainable, 
 from benchmarks.workloads import Batch, Workload
 
 
+def quiet_remarks() -> None:
+    """Hide torch's remarks on peers in this process.
+
+    Opacus hooks the first layer, whose input requires no gradient, and asks for autocast in float32; fastDP has the
+    older kind of backward hooks; vmap has no batched rule for the fused attention of a CPU.
+    """
+    for message in (
+        "Full backward hook is firing",
+        "Using a non-full backward hook",
+        "In CPU autocast",
+        "There is a performance drop",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
 def opacus_hooks(workload: Workload, noise_multiplier: float) -> Runner:
     """Opacus' default: hooks on modules form all per-example gradients with a rule for each kind of layer."""
     from opacus import GradSampleModule

@@ -7,6 +7,7 @@ preparation and is not timed. What takes part is in `contestants`.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Contestant:
         title: how reports call it.
         build: (workload, noise multiplier) to a runner.
         package: the installed package that it measures; its version is part of the results.
+        version: (package) to its version; one that is used from a folder and not installed says its own.
         missing: why it cannot run on this machine, or None.
         has_peak: whether its peak memory is measured; what a compiler takes on the way is not a step's.
     """
@@ -51,6 +53,7 @@ class Contestant:
     title: str
     build: Callable[[Workload, float], Runner]
     package: str = "torch"
+    version: Callable[[str], str] = importlib.metadata.version
     missing: Callable[[], str | None] = lambda: None
     has_peak: bool = True
 

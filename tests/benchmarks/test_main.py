@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.__main__ import command_line, failure
+from benchmarks.command import command_line
 from benchmarks.contestants import CONTESTANTS
+from benchmarks.eligibility import failure, update
 from benchmarks.memory import is_supported, peak_in_own_process
 from benchmarks.runner import Contestant
 from benchmarks.workloads import SMALL
@@ -45,16 +46,18 @@ def test_a_failing_child_is_an_error_and_not_a_missing_figure(monkeypatch):
 
 
 def test_the_command_that_is_reported_names_no_file():
-    assert command_line(["--json", "/a/b.json", "--pairs", "9"]) == "python -m benchmarks --pairs 9"
-    assert command_line(["--json=/a/b.json", "--noise"]) == "python -m benchmarks --noise"
-    assert command_line(["--growth", "/a/b.png"]) == "python -m benchmarks --growth FILE"
+    assert command_line("benchmarks", ["--json", "/a/b.json", "--pairs", "9"]) == "python -m benchmarks --pairs 9"
+    assert command_line("benchmarks", ["--json=/a/b.json", "--noise"]) == "python -m benchmarks --noise"
+    assert command_line("benchmarks", ["--growth", "/a/b.png"]) == "python -m benchmarks --growth FILE"
+    assert command_line("benchmarks", ["--fastdp=/a", "--noise"]) == "python -m benchmarks --fastdp FOLDER --noise"
 
 
 def test_a_peer_that_cannot_train_a_workload_is_named_with_its_error_and_hushgrad_has_no_way_out(monkeypatch):
     def broken(workload, noise_multiplier):
         raise NotImplementedError("no rule for this layer\nmore of the same")
 
+    expected = update(SMALL["mlp"], "hushgrad")
     for name in ("torch-func", "hushgrad"):
         monkeypatch.setitem(CONTESTANTS, name, Contestant(name, broken))
-    assert failure(SMALL["mlp"], "torch-func") == "NotImplementedError: no rule for this layer"
-    assert failure(SMALL["mlp"], "hushgrad") is None
+    assert failure(SMALL["mlp"], "torch-func", expected) == "NotImplementedError: no rule for this layer"
+    assert failure(SMALL["mlp"], "hushgrad", expected) is None

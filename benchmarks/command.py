@@ -1,0 +1,25 @@
+"""The command that measures the same again, as results report it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+PLACES = {"--json": None, "--out": None, "--growth": "FILE", "--fastdp": "FOLDER"}
+"""Options that name a place, and what stands for it in the command; None leaves the option out."""
+
+
+def command_line(module: str, arguments: Sequence[str]) -> str:
+    """Return how a module was called; no file and no folder is named."""
+    kept = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        option, is_joined, _ = argument.partition("=")
+        if option not in PLACES:
+            kept.append(argument)
+            continue
+        if not is_joined:
+            next(remaining, None)
+        place = PLACES[option]
+        kept += [] if place is None else [option, place]
+    return shlex.join(["python", "-m", module, *kept])

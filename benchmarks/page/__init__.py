@@ -1,0 +1,1 @@
+"""`python -m benchmarks.page`: a benchmark for the machine at hand, in ten minutes, as one HTML page."""
