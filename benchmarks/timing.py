@@ -75,8 +75,11 @@ class Timings:
         return median_interval([1e3 * (a - b) for a, b in zip(self.seconds[name], self.seconds[to], strict=True)])
 
 
-def interleave(runners: Mapping[str, Runner], *, rounds: int, warm_up: int) -> Timings:
+def interleave(runners: Mapping[str, Runner], *, rounds: int, warm_up: int, until: float | None = None) -> Timings:
     """Step all runners in turn, `warm_up` rounds unrecorded and then `rounds` rounds recorded.
+
+    With `until`, a time of the clock `time.time()`, fewer rounds are recorded where the time is over before, but never
+    fewer than the fewest. The clock ends it, and no ratio that was found.
 
     Python's garbage collector runs between the rounds and never inside a step.
     """
@@ -88,6 +91,8 @@ def interleave(runners: Mapping[str, Runner], *, rounds: int, warm_up: int) -> T
     gc.disable()
     try:
         for number in range(warm_up + rounds):
+            if until is not None and number >= warm_up + FEWEST_ROUNDS and time.time() > until:
+                break
             for index in orders[number % len(orders)]:
                 elapsed = _timed(runners[names[index]])
                 if number >= warm_up:

@@ -97,6 +97,7 @@ def main(
         one_allocator=plan.one_allocator,
         workloads=found_workloads,
         growth=growth,
+        small=small,
     )
     _write(found, out, console)
     errors = [work.error for work in found_workloads.values()] + ([growth.error] if growth is not None else [])

@@ -186,4 +186,4 @@ def disturbance(found: Found) -> str | None:
 
 def _ratio(figure: Figure, *, is_fastest: bool) -> Cell:
     ratio = figure.to_ordinary
-    return Cell(f"{ratio.median:.2f}×", f"{ratio.low:.2f} – {ratio.high:.2f}", is_fastest)
+    return Cell(f"{ratio.median:.2f}×", f"{ratio.low:.2f}–{ratio.high:.2f}", is_fastest)

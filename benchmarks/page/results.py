@@ -57,6 +57,7 @@ class Found:
     Attributes:
         missing: who could not take part at all, and why.
         one_allocator: why there is no second allocator, or None.
+        small: whether the networks had the sizes of tests.
     """
 
     command: str
@@ -68,6 +69,7 @@ class Found:
     one_allocator: str | None
     workloads: dict[str, WorkloadFound]
     growth: GrowthFound | None
+    small: bool = False
     schema: int = field(default=SCHEMA)
 
     def to_json(self) -> str:

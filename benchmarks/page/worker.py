@@ -95,9 +95,10 @@ def measure(workload: Workload, names: list[str], until: float, known_absent: di
             f"a step takes {took:.2g} s, and there is no time for {FEWEST_ROUNDS} of them: --minutes gives more"
         )
         del runners[name]
-    timings = interleave(runners, rounds=fitting.count, warm_up=0)  # each has taken two steps
+    # Each has taken two steps: there is nothing to warm up.
+    timings = interleave(runners, rounds=fitting.count, warm_up=0, until=until)
     figures = {name: Figure(timings.median_ms(name), timings.ratio(name, ORDINARY)) for name in timings.seconds}
-    return Part(fitting.count, figures, absent)
+    return Part(len(timings.seconds[ORDINARY]), figures, absent)
 
 
 def _second_step(runner: Runner) -> float:

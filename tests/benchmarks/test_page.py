@@ -89,6 +89,7 @@ def test_a_part_has_everybody_who_can_and_the_second_one_the_same(monkeypatch):
     monkeypatch.setitem(CONTESTANTS, "torch-func", replace(CONTESTANTS["torch-func"], build=broken))
     names = [ORDINARY, HUSHGRAD, "opacus-hooks", "torch-func"]
     first = measure(SMALL["mlp"], names, time.time(), None)
+    assert first.rounds == FEWEST_ROUNDS
     assert list(first.figures) == names[:3]  # no time is left, and yet nobody is left out of so light a workload
     assert first.absent == {"torch-func": "NotImplementedError: no rule"}
     assert first.figures[ORDINARY].to_ordinary.median == 1.0
@@ -111,7 +112,7 @@ def test_the_page_holds_both_allocators_machine_absentees_and_drawings_in_one_fi
     page = html(found())
     for expected in (">default allocator</th>", ">tuned allocator</th>"):
         assert page.count(expected) == 2  # in short, and for the workload
-    for expected in ("Some CPU", "torch 9.9", "1.20×", "1.19 – 1.21", "Opacus hooks", "data:image/svg+xml;base64,"):
+    for expected in ("Some CPU", "torch 9.9", "1.20×", "1.19–1.21", "Opacus hooks", "data:image/svg+xml;base64,"):
         assert expected in page
     assert "Opacus ew took no part: RuntimeError: &lt;no rule&gt;" in page
     assert "fastDP and fastDP, origin: not here" in page
@@ -127,6 +128,11 @@ def test_other_programs_are_said_on_the_page_and_only_then():
     unknown = found(others=None)
     assert "Other programs" not in html(unknown)
     assert "Other programs were running" in html(replace(unknown, machine=replace(MACHINE, load_per_core=1.5)))
+
+
+def test_small_networks_are_said_to_be_no_measurement():
+    assert "sizes of tests" in html(found(small=True))
+    assert "sizes of tests" not in html(found())
 
 
 def test_without_a_second_allocator_the_page_says_why():

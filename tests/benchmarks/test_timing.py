@@ -84,6 +84,15 @@ def test_interleaving_steps_every_contestant_in_every_round_on_a_batch_prepared_
     assert all(value > 0 for values in timings.seconds.values() for value in values)
 
 
+def test_when_the_time_is_over_only_the_fewest_rounds_are_recorded():
+    log = []
+    late = interleave({name: _logging(name, log) for name in "ab"}, rounds=30, warm_up=1, until=0.0)
+    assert {name: len(values) for name, values in late.seconds.items()} == {"a": FEWEST_ROUNDS, "b": FEWEST_ROUNDS}
+    late.ratio("a", "b")  # enough for an interval
+    in_time = interleave({"a": _logging("a", log)}, rounds=30, warm_up=1, until=float("inf"))
+    assert len(in_time.seconds["a"]) == 30
+
+
 def test_the_garbage_collector_is_off_inside_a_step_and_on_again_afterwards_also_after_an_error():
     seen = []
 
