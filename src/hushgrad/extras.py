@@ -15,6 +15,7 @@ EXTRAS = {
     "study": ("dp_accounting", "jinja2", "markupsafe", "matplotlib", "sklearn", "safetensors", "rich"),
     "sweep": ("optuna",),
     "hf": ("transformers", "accelerate", "safetensors"),
+    "text": ("transformers", "tokenizers", "peft", "safetensors", "accelerate"),
     "lightning": ("lightning", "safetensors"),
     "export": ("onnx", "onnxscript"),
     "tensorboard": ("tensorboard",),

@@ -77,11 +77,20 @@ def _run_on_screen(config: RunConfig, out: Path, event_files: bool, by: str | No
     from hushgrad.study.progress import run_on_screen
 
     require_no_run(out)
-    aim = config.privacy.target_epsilon if config.privacy else None
-    found = f" at ε = {TASKS[config.task].nearest(aim):g}" if aim is not None else ""
-    click.echo(f"Settings that are not given are those found for task {config.task!r}{found}.")
+    click.echo(f"Settings that are not given are those {_origin_of_settings(config)}.")
     ended = run_on_screen(config, out, loggers=_loggers(out, event_files), by=by, fit_batch_size=fit_batch_size)
     return ended.outcome.status == "interrupted"
+
+
+def _origin_of_settings(config: RunConfig) -> str:
+    """Say where the settings come from that suit a task and a model."""
+    aim, known = config.privacy.target_epsilon if config.privacy else None, TASKS[config.task]
+    cited = known.recipe_at(aim, config.model).cited
+    if cited is not None:
+        return f"chosen for model {config.model!r} after {cited}"
+    return f"found for task {config.task!r}" + (
+        f" at ε = {known.nearest(aim, config.model):g}" if aim is not None else ""
+    )
 
 
 def _resume_on_screen(stopped: Path, changes: dict[str, Any], event_files: bool) -> bool:

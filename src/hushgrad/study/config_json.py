@@ -12,7 +12,7 @@ from hushgrad.study.configuration import Privacy, RunConfig
 from hushgrad.study.settings import frozen
 from hushgrad.study.tasks import TaskOptions
 
-PATHS = ("data", "schema")
+PATHS = ("data", "schema", "base")
 """Options that are paths."""
 
 

@@ -23,7 +23,9 @@ from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 from hushgrad.strategies.banded import INDEPENDENT
 from hushgrad.strategies.optimal_banded import optimal_banded
 from hushgrad.study.class_weights import CLASS_WEIGHTS, ClassWeights, check_class_weights
-from hushgrad.study.models import ACTIVATIONS, MODELS
+from hushgrad.study.models import ACTIVATIONS, MODELS, require_base
+from hushgrad.study.pretrained.classifier import Base
+from hushgrad.study.pretrained.tuning import LORA
 from hushgrad.study.settings import Kind, check_settings, choice, fraction, number, setting, text, whole
 from hushgrad.study.tasks import TASKS, TaskOptions
 from hushgrad.study.tasks.people import People
@@ -225,6 +227,7 @@ class RunConfig:
         ),
     )
     activation: str = field(default="tanh", metadata=setting(choice(ACTIVATIONS), "Between the model's layers."))
+    lora_rank: int = field(default=8, metadata=setting(whole(1, "R"), "base-lora: rank of the adapters.", key=None))
     privacy: Privacy | None
     batch_size: int = field(
         metadata=setting(
@@ -295,7 +298,18 @@ class RunConfig:
                 cure=f"Lower {' or '.join(counted)}, or raise target_epsilon",
             )
         _check_people(self)
+        require_base(self.model, self.options.base is not None)
         _check_device(self.device)
+
+    @property
+    def base(self) -> Base | None:
+        """What a model of a base is made from; None for every other."""
+        return None if self.options.base is None else Base(self.lora_rank, self.options.base)
+
+
+def named_model(model: str | None, options: TaskOptions | None) -> str | None:
+    """Return the model that was named: with a base and no name its adapters; None for the task's own."""
+    return LORA if model is None and options is not None and options.base is not None else model
 
 
 def suggested_run(
@@ -307,6 +321,7 @@ def suggested_run(
     privacy, gets those of ε = 3. A `model` that no settings were found for gets those of the task's own model. The
     clipping norm is part of `privacy`: `max_grad_norm_for` gives the one that suits.
     """
+    model = named_model(model, options)
     recipe = TASKS[one_of("task", task, tuple(TASKS))].recipe_at(privacy.target_epsilon if privacy else None, model)
     return RunConfig(
         task=task,

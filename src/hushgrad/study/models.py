@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from hushgrad.arguments import one_of
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.frozen import OnFeatures
+from hushgrad.study.pretrained.classifier import Base, classifier
+from hushgrad.study.pretrained.tuning import TUNINGS
 from hushgrad.study.scattering import Scattering
 from hushgrad.study.transformer import Transformer
 
-MODELS = ("mlp", "cnn", "resnet", "scatter-linear", "transformer")
+MODELS = ("mlp", "cnn", "resnet", "scatter-linear", "transformer", *TUNINGS)
+OF_WORDS = ("transformer", *TUNINGS)
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 LARGE_SIDE = 20
 RESNET_WIDTHS = (16, 32, 64)
@@ -34,22 +37,25 @@ def build_model(
     hidden_sizes: tuple[int, ...] = (64,),
     activation: str = "tanh",
     vocabulary_size: int | None = None,
+    base: Base | None = None,
 ) -> nn.Module:
     """Return the model `name` for inputs [B, *input_shape] and logits [B, num_classes].
 
-    `vocabulary_size` is given for inputs that are word numbers, which only the transformer takes. `hidden_sizes` are
+    `vocabulary_size` is given for inputs that are word numbers, which only the transformer and models of a base take;
+    the latter need the `base`. `hidden_sizes` are
     the widths of the mlp's hidden layers (none: a linear model); the other models ignore them.
     The global generator is left as it was. Raises InvalidArgumentError for an unknown name or a shape that the model
     cannot take.
     """
     one_of("model", name, MODELS)
     act = ACTIVATIONS[one_of("activation", activation, tuple(ACTIVATIONS))]
-    if (name == "transformer") != (vocabulary_size is not None):
+    if (name in OF_WORDS) != (vocabulary_size is not None):
         raise InvalidArgumentError(
-            "model 'transformer' is for sentences, and sentences need it",
+            f"models {', '.join(OF_WORDS)} are for sentences, and sentences need one of them",
             where="model",
             cure="Use it with task 'text', and another model with any other task",
         )
+    require_base(name, base is not None)
     if name in ("cnn", "resnet") and (len(input_shape) != 3 or min(input_shape[1:]) < 8):
         raise InvalidArgumentError(
             f"{name!r} needs images of at least 8×8 pixels, got inputs of shape {input_shape}",
@@ -58,6 +64,10 @@ def build_model(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if vocabulary_size is not None and base is not None:
+            return classifier(
+                name, base, num_classes=num_classes, vocabulary_size=vocabulary_size, length=input_shape[0]
+            )
         if vocabulary_size is not None:
             return Transformer(vocabulary_size, input_shape[0], num_classes)
         if name == "mlp":
@@ -67,6 +77,16 @@ def build_model(
         if name == "cnn":
             return cnn(input_shape, num_classes, act)
         return resnet(input_shape[0], num_classes, act)
+
+
+def require_base(name: str, is_given: bool) -> None:
+    """Raise InvalidArgumentError where a model of a base has none, and where another one is given one."""
+    if (name in TUNINGS) != is_given:
+        raise InvalidArgumentError(
+            f"models {', '.join(TUNINGS)} train a base model further, and a base is for them alone",
+            where="model",
+            cure="Give both: --base FOLDER --model base-lora; or neither",
+        )
 
 
 def mlp(

@@ -15,7 +15,7 @@ from typing import Any
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.printable import printable
 from hushgrad.study.config_json import PATHS
-from hushgrad.study.configuration import Privacy, RunConfig, max_grad_norm_for, suggested_run
+from hushgrad.study.configuration import Privacy, RunConfig, max_grad_norm_for, named_model, suggested_run
 from hushgrad.study.directory import from_json
 from hushgrad.study.settings import frozen, parse, settings_of
 from hushgrad.study.tasks import TaskOptions
@@ -100,8 +100,8 @@ def configured(values: Values) -> RunConfig:
     Raises InvalidArgumentError for what RunConfig, Privacy and TaskOptions refuse, and for an unknown name.
     """
     require_known(values, "the settings")
-    task, model = values.get("task", DEFAULT_TASK), values.get("model")
     options = TaskOptions(**{name: values[name] for name in PARTS["options"] if name in values})
+    task, model = values.get("task", DEFAULT_TASK), named_model(values.get("model"), options)
     private = {name: values[name] for name in PARTS["privacy"] if name in values}
     private.setdefault("max_grad_norm", max_grad_norm_for(task, private.get("target_epsilon"), model))
     suggested = suggested_run(task, privacy=Privacy(**private), options=options, model=model)

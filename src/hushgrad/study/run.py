@@ -23,12 +23,13 @@ from hushgrad.study.loggers import MetricLogger, hand_over, metrics_of
 from hushgrad.study.occupied import require_no_run
 from hushgrad.study.outcome import Callbacks, Measurement, RunOutcome
 from hushgrad.study.preparation import Learned, check_budget, prepare
+from hushgrad.study.pretrained.classifier import header_words
 from hushgrad.study.provenance import provenance_of
 from hushgrad.study.summary import summarise, title_of
 from hushgrad.study.tasks import Task, load_task
 from hushgrad.study.tasks.counted import COUNTED_BUCKETS, HASH
 from hushgrad.study.tasks.encoder_file import encoding_as_json
-from hushgrad.study.training import check_against_data, train
+from hushgrad.study.training import check_against_data, model_for, train
 
 FEWEST_BATCHES = 4
 """In how many batches the data come at least, where nobody chose the size of a batch."""
@@ -129,6 +130,8 @@ def require_fitting(config: RunConfig, task: Task) -> None:
     """Raise what is wrong with the settings of a run for these data."""
     check_against_data(config, task)
     check_budget(config, task)
+    if config.base is not None:
+        model_for(config, task)  # rather now than in a folder that was claimed
 
 
 def with_fitting_batches(config: RunConfig, task: Task) -> RunConfig:
@@ -180,7 +183,7 @@ def carry_out(
         summary = summarise(config, prepared, model, outcome)
         directory.write_summary(summary)
         facts = {"task": config.task, "model": config.model, "steps": str(outcome.steps)}
-        directory.write_model(model, {**facts, "guarantee": summary["guarantee"]})
+        directory.write_model(model, {**facts, **header_words(model), "guarantee": summary["guarantee"]})
 
     with finish_step_on_interrupt(reporter.on_stop_request) as stop_requested:
         callbacks = Callbacks(

@@ -18,6 +18,7 @@ from hushgrad.study.directory import ledger_end
 from hushgrad.study.model_file import digest_of
 from hushgrad.study.outcome import RunOutcome
 from hushgrad.study.preparation import Prepared
+from hushgrad.study.pretrained.tuning import LORA
 from hushgrad.study.provenance import now
 from hushgrad.study.score_words import scores_as_json
 from hushgrad.study.scoring import right_on
@@ -61,9 +62,11 @@ def outside_the_guarantee(task: Task, outcome: RunOutcome) -> tuple[str, ...]:
 
 
 def vocabulary_kind(config: RunConfig) -> str | None:
-    """Return where the words' numbers come from: "hashed", "counted", "train" or "public file"; None without words."""
+    """Return where the words' numbers come from: a kind of vocabulary, or a base's tokenizer; None without words."""
     if config.task != "text":
         return None
+    if config.options.base is not None:
+        return "tokenizer of the base model"
     kind = config.options.vocabulary or HASHED
     return kind if kind in (HASHED, COUNTED, FROM_TRAINING) else "public file"
 
@@ -130,7 +133,9 @@ def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: 
         if task.encoder is None
         else encoding_digest(encoding_as_json(task.encoder, task.class_names)),
         "hidden_sizes": config.hidden_sizes if config.model == "mlp" else None,
+        "lora_rank": config.lora_rank if config.model == LORA else None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "model_digest": digest_of(model),
         "wall_seconds": round(outcome.seconds, 3),
         "written": now(),

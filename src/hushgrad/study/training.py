@@ -68,6 +68,20 @@ def train(
         return _train(config, task, callbacks, ledger, checkpoint)
 
 
+def model_for(config: RunConfig, task: Task) -> nn.Module:
+    """Return the model of a run before its first step. Raises InvalidArgumentError for one that cannot be had."""
+    return build_model(
+        config.model,
+        input_shape=task.input_shape,
+        num_classes=task.num_classes,
+        seed=config.seed,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        vocabulary_size=task.vocabulary_size,
+        base=config.base,
+    )
+
+
 @contextmanager
 def _cpu_threads(count: int | None) -> Iterator[None]:
     """Compute with `count` threads for a while (None: as many as before)."""
@@ -82,17 +96,10 @@ def _cpu_threads(count: int | None) -> Iterator[None]:
 def _train(
     config: RunConfig, task: Task, callbacks: Callbacks, ledger: Path | None, checkpoint: RunCheckpoint | None
 ) -> tuple[nn.Module, RunOutcome]:
-    model = build_model(
-        config.model,
-        input_shape=task.input_shape,
-        num_classes=task.num_classes,
-        seed=config.seed,
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-        vocabulary_size=task.vocabulary_size,
-    ).to(config.device)
+    model = model_for(config, task).to(config.device)
     model, task, whole = with_features_computed_once(model, task, config.device, views=config.augmentations)
-    optimizer = OPTIMIZERS[config.optimizer](model.parameters(), config.learning_rate, config.momentum)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = OPTIMIZERS[config.optimizer](learning, config.learning_rate, config.momentum)
     loader: DataLoader[tuple[Tensor, ...]] = DataLoader(
         task.train, batch_size=config.batch_size, shuffle=True, generator=torch.Generator().manual_seed(config.seed)
     )

@@ -15,7 +15,7 @@ from hushgrad.study.tasks.tables.column import Column
 from hushgrad.study.tasks.tables.labels import Labels
 from hushgrad.study.tasks.tables.looking import look_at, notices
 from hushgrad.study.tasks.tables.source import Source, read_source
-from hushgrad.study.tasks.task import PUBLIC_SPLIT_SEED, Recipe, Task, TaskOptions, choose_classes
+from hushgrad.study.tasks.task import OF_TEXT, PUBLIC_SPLIT_SEED, Recipe, Task, TaskOptions, choose_classes
 
 RECIPE = Recipe(
     model="mlp", batch_size=1024, epochs=12, learning_rate=1.0, max_grad_norm=1.0, hidden_sizes=(), threads=1
@@ -28,8 +28,9 @@ CLASSES_WERE_READ = "the list of classes was read from the target column (name t
 
 
 def load(options: TaskOptions) -> Task:
-    """Return the task; takes all options but `vocabulary`. `subgroup` is the column by which accuracy on test rows is
-    reported.
+    """Return the task; takes all options but those of sentences.
+
+    `subgroup` is the column by which accuracy on test rows is reported.
 
     Features are made by a fixed rule (see `encoding`); nothing is fitted. A cell counts as a number or a date where it
     spells one, but in columns of which something else was declared. With `person` all rows of a person are held out or
@@ -37,7 +38,7 @@ def load(options: TaskOptions) -> Task:
 
     Raises TaskDataError for a column or class that is not there.
     """
-    options.refuse("csv", "vocabulary")
+    options.refuse("csv", *OF_TEXT)
     source = read_source(options)
     columns = _features(source, options)
     labels = Labels(source.target, options.target_edges, source.spelling)

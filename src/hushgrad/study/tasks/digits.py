@@ -11,6 +11,7 @@ from hushgrad.extras import needs_extra
 from hushgrad.study.tasks.encoders import ArrayEncoder
 from hushgrad.study.tasks.task import (
     OF_TABLES,
+    OF_TEXT,
     Recipe,
     Task,
     TaskOptions,
@@ -49,7 +50,7 @@ LARGEST_PIXEL = 16.0  # public: the data set's documentation says 0 … 16
 
 def load(options: TaskOptions) -> Task:
     """Return the task; takes `classes` ("0" … "9"). Needs scikit-learn."""
-    options.refuse("digits", "data", *OF_TABLES, "vocabulary")
+    options.refuse("digits", "data", *OF_TABLES, *OF_TEXT)
     require_known_classes(options.classes, CLASS_NAMES)
     with needs_extra("study", "task 'digits'"):
         from sklearn.datasets import load_digits

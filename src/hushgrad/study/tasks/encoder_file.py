@@ -14,6 +14,7 @@ from hushgrad.study.tasks.tables.column import ANY, TEXT, Column
 from hushgrad.study.tasks.tables.file_format import is_delimiter, is_encoding
 from hushgrad.study.tasks.tables.spelling import MARKS, Spelling
 from hushgrad.study.tasks.task import COUNTED, Encoder
+from hushgrad.study.tasks.tokens import TokenEncoder
 from hushgrad.study.tasks.words import FROM_TRAINING, HASHED, LISTED
 
 
@@ -91,6 +92,15 @@ def _is_whole_vocabulary(made: SentenceEncoder) -> bool:
     )
 
 
+def _is_whole_tokenizer(made: TokenEncoder) -> bool:
+    if not (isinstance(made.tokenizer, str) and _is_count(made.length)):
+        return False
+    try:
+        return made.vocabulary_size > 1
+    except ValueError:  # of a text that describes no tokenizer
+        return False
+
+
 def _is_whole_array(made: ArrayEncoder) -> bool:
     return _is_count(made.rows) and _is_count(made.columns) and _is_number(made.largest) and made.largest > 0
 
@@ -113,6 +123,7 @@ _KINDS: dict[str, tuple[Any, Callable[[Any], bool]]] = {
     "columns": (_table, _is_whole_table),
     "table": (_table_of_before, _is_whole_table),
     "sentences": (SentenceEncoder, _is_whole_vocabulary),
+    "tokens": (TokenEncoder, _is_whole_tokenizer),
     "arrays": (ArrayEncoder, _is_whole_array),
     "pictures": (PictureEncoder, lambda _: True),
 }

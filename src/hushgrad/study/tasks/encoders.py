@@ -112,6 +112,10 @@ class TableEncoder:
         """Return [N, features] for the rows of a table that has these columns, among others."""
         return encode(table, self.columns, spelling=self.spelling, features=self.features)
 
+    @property
+    def vocabulary_size(self) -> None:
+        """None: the inputs are no words."""
+
     def as_json(self) -> dict[str, Any]:
         """Return the columns and what was declared of them and of the file."""
         return {
@@ -150,6 +154,11 @@ class SentenceEncoder:
                 )
         return self._made().encode(rows)
 
+    @property
+    def vocabulary_size(self) -> int:
+        """How many numbers of words there are."""
+        return self.size
+
     def as_json(self) -> dict[str, Any]:
         """Return the kind of vocabulary, and its words where they are public or paid for."""
         kept = {"vocabulary": self.vocabulary, "size": self.size}
@@ -184,6 +193,10 @@ class ArrayEncoder:
         """Return [N, 1, rows, columns] in 0 … 1."""
         return array_of(rows, self.rows, self.columns, self.largest)
 
+    @property
+    def vocabulary_size(self) -> None:
+        """None: the inputs are no words."""
+
     def as_json(self) -> dict[str, Any]:
         """Return the size and the public maximum."""
         return {"kind": "arrays", "rows": self.rows, "columns": self.columns, "largest": self.largest}
@@ -208,6 +221,10 @@ class PictureEncoder:
                 )
         pictures = [picture(Path(row)) for row in rows]
         return torch.stack(pictures) if pictures else torch.zeros(0, 3, SIDE, SIDE)
+
+    @property
+    def vocabulary_size(self) -> None:
+        """None: the inputs are no words."""
 
     def as_json(self) -> dict[str, Any]:
         """Return that these are pictures: all else is fixed."""

@@ -11,7 +11,7 @@ from hushgrad.study.tasks.encoders import PictureEncoder
 from hushgrad.study.tasks.files import require_existing
 from hushgrad.study.tasks.folders import read_folders
 from hushgrad.study.tasks.pictures import SIDE, SUFFIXES, picture
-from hushgrad.study.tasks.task import OF_TABLES, Recipe, Task, TaskOptions, choose_classes
+from hushgrad.study.tasks.task import OF_TABLES, OF_TEXT, Recipe, Task, TaskOptions, choose_classes
 
 RECIPE = Recipe(model="cnn", batch_size=256, epochs=30, learning_rate=0.1, max_grad_norm=1.0)
 RECIPES = {3.0: RECIPE}
@@ -26,7 +26,7 @@ def load(options: TaskOptions) -> Task:
 
     Pixels are divided by their public maximum; no mean is taken. Each picture is resized by itself.
     """
-    options.refuse("images", *OF_TABLES, "vocabulary")
+    options.refuse("images", *OF_TABLES, *OF_TEXT)
     if options.data is None:
         raise InvalidArgumentError(
             "it needs a folder with one folder of pictures for each class", where="task 'images'", cure="Give --data"

@@ -14,6 +14,7 @@ from hushgrad.study.tasks.files import first_existing, require_existing
 from hushgrad.study.tasks.idx import FETCH, read_idx
 from hushgrad.study.tasks.task import (
     OF_TABLES,
+    OF_TEXT,
     Recipe,
     Task,
     TaskOptions,
@@ -55,7 +56,7 @@ def load(options: TaskOptions) -> Task:
     A folder with `train-*` and `t10k-*` keeps that division. A folder with one pair is split 80 to 20 first, always in
     the same way, and the classes are chosen afterwards: whatever classes are asked for, the same images are held out.
     """
-    options.refuse("mnist", *OF_TABLES, "vocabulary")
+    options.refuse("mnist", *OF_TABLES, *OF_TEXT)
     require_known_classes(options.classes, CLASS_NAMES)
     if options.data is None:
         raise InvalidArgumentError("it needs a folder of IDX files", where="task 'mnist'", cure="Give --data DIR")

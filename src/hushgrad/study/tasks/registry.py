@@ -54,7 +54,7 @@ TASKS: dict[str, Entry] = {
     "digits": Entry(digits.load, digits.RECIPES, Shifts(1), {"scatter-linear": digits.FEATURES_RECIPES}),
     "mnist": Entry(mnist.load, mnist.RECIPES, Shifts(2), {"cnn": mnist.CNN_RECIPES}),
     "csv": Entry(csv_table.load, csv_table.RECIPES),
-    "text": Entry(text.load, text.RECIPES),
+    "text": Entry(text.load, text.RECIPES, others=text.TUNED_RECIPES),
     "images": Entry(images.load, images.RECIPES, Shifts(4, mirrored=True)),
 }
 

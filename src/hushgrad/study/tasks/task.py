@@ -30,11 +30,15 @@ OF_TABLES = (
     "target_edges", "schema",
 )  # fmt: skip
 """Options that mean something for tables alone."""
+OF_TEXT = ("vocabulary", "base")
+"""Options that mean something for sentences alone; those that need one of them are refused without it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Settings that suit a task, used where the user names none; found by runs (docs/training.md).
+
+    Where they were not, `cited` names the papers after which they were chosen.
 
     `threads` None leaves the number to torch; 1 suits models so small that sharing the work costs more than it saves.
     """
@@ -52,6 +56,7 @@ class Recipe:
     average_decay: float = 0.0
     max_physical_batch_size: int | None = None
     threads: int | None = None
+    cited: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,18 @@ class TaskOptions:
     vocabulary_epsilon: float | None = field(
         default=None,
         metadata=setting(number(positive_number), "text: what a 'counted' vocabulary may cost of the total ε."),
+    )
+    base: Path | None = field(
+        default=None,
+        metadata=setting(
+            path(),
+            "text: a folder with a pretrained model of transformers and its tokenizer, to train on.",
+            key=None,
+        ),
+    )
+    tokens: int | None = field(
+        default=None,
+        metadata=setting(whole(1, "T"), "text, with --base: how many tokens of a sentence are read; 64.", key=None),
     )
     delimiter: str | None = field(
         default=None, metadata=setting(DELIMITER, "csv: what stands between cells; found by the first line.")
@@ -142,6 +159,16 @@ class TaskOptions:
                 where="vocabulary",
                 cure="Give both, or neither",
             )
+        if self.base is not None and self.vocabulary is not None:
+            raise InvalidArgumentError(
+                "the words of a base model are those of its own tokenizer", where="vocabulary", cure="Leave it out"
+            )
+        if self.tokens is not None and self.base is None:
+            raise InvalidArgumentError(
+                "tokens are those of a base model's tokenizer, and no base is given",
+                where="tokens",
+                cure="Give --base too, or leave it out",
+            )
         if (self.person is None) != (self.records_per_person is None):
             raise InvalidArgumentError(
                 "person and records_per_person go together: more rows of a person than the declared number are left "
@@ -159,6 +186,7 @@ class TaskOptions:
             "bounds": bool(self.bounds),
             "drop": bool(self.drop),
             "vocabulary": self.vocabulary is not None,
+            "base": self.base is not None,
             "subgroup": self.subgroup is not None,
             "person": self.person is not None,
             "delimiter": self.delimiter is not None,
@@ -198,6 +226,10 @@ class Encoder(Protocol):
 
     def encode(self, rows: Sequence[Any]) -> Tensor:
         """Return the inputs of rows, [N, *input_shape]. Raises TaskDataError, without a value of the rows."""
+
+    @property
+    def vocabulary_size(self) -> int | None:
+        """How many numbers of words there are, that of padding included; None for inputs that are no words."""
 
     def as_json(self) -> dict[str, Any]:
         """Return what `encoder_file.encoding_from_json` makes the encoder of."""

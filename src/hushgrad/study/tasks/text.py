@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from hushgrad.errors import InvalidArgumentError, TaskDataError
 from hushgrad.printable import printable
+from hushgrad.study.pretrained.folder import tokenizer_in
+from hushgrad.study.pretrained.tuning import BITFIT, FULL, HEAD, LORA
 from hushgrad.study.tasks.counted import counts_of, frequent
 from hushgrad.study.tasks.encoders import SentenceEncoder
 from hushgrad.study.tasks.files import first_existing, read_bytes, require_existing
 from hushgrad.study.tasks.folders import read_folders
 from hushgrad.study.tasks.task import COUNTED, OF_TABLES, Preparation, Recipe, Task, TaskOptions, choose_classes
+from hushgrad.study.tasks.tokens import FROM_BASE, TOKENS, TokenEncoder
 from hushgrad.study.tasks.words import (
     FROM_TRAINING,
     HASHED,
@@ -41,6 +46,18 @@ RECIPE = Recipe(
 _SLOWER = replace(RECIPE, learning_rate=0.002)
 RECIPES = {1.0: _SLOWER, 3.0: RECIPE, 8.0: _SLOWER}
 
+_TUNED = replace(
+    RECIPE,
+    batch_size=1024,
+    max_grad_norm=0.1,
+    average_decay=0.0,
+    threads=None,
+    max_physical_batch_size=64,
+    cited="Li et al. 2022, Yu et al. 2022 and Bu et al. 2024",
+)
+RATES = {LORA: 5e-4, BITFIT: 5e-3, HEAD: 5e-3, FULL: 5e-4}
+TUNED_RECIPES = {name: {3.0: replace(_TUNED, model=name, learning_rate=rate)} for name, rate in RATES.items()}
+
 MAX_CLASSES = 1000
 MAX_SENTENCE_BYTES = 1 << 20
 CLASSES_WERE_READ = "the list of classes was read from the labels or folders (name them with --classes to avoid this)"
@@ -60,7 +77,8 @@ class Labelled:
 
 
 def load(options: TaskOptions) -> Task:
-    """Return the task from the folder `data`; takes `classes` and a `vocabulary`. See `words` for what that costs.
+    """Return the task from the folder `data`; takes `classes` and a `vocabulary`, or a `base`, whose tokenizer takes
+    the place of one. See `words` for what a vocabulary costs.
 
     The folder holds train.tsv and dev.tsv or test.tsv (.gz accepted) with a header line, the label in the first column
     and the sentence in the second; or folders of .txt files named after their classes.
@@ -83,6 +101,8 @@ def load(options: TaskOptions) -> Task:
         )
     train, test = train.only(known), test.only(known)
     outside = () if options.classes else (CLASSES_WERE_READ,)
+    if options.base is not None:
+        return _tokenised(train, test, known, options.base, options.tokens or TOKENS, outside)
     if options.vocabulary_epsilon is None:  # TaskOptions sees to it that vocabulary is then not "counted"
         vocabulary = make_vocabulary(options.vocabulary, train.sentences)
         return _encoded(train, test, known, vocabulary, outside, _encoder(options.vocabulary, vocabulary.size))
@@ -115,15 +135,33 @@ def _encoded(
     outside: tuple[str, ...],
     encoder: SentenceEncoder | None,
 ) -> Task:
-    def examples(part: Labelled) -> TensorDataset:
-        place = {name: number for number, name in enumerate(known)}
-        labels = torch.tensor([place[label] for label in part.labels], dtype=torch.int64)
-        return TensorDataset(vocabulary.encode(part.sentences), labels)
-
-    kept, held_out, names = choose_classes(examples(train), examples(test), known, known)
+    kept, held_out, names = _examples(train, test, known, vocabulary.encode)
     outside = (*vocabulary.outside_the_guarantee, *outside)
     described, size = f"sentences, the first {LENGTH} words", vocabulary.size
     return Task("text", described, kept, held_out, names, outside, vocabulary_size=size, encoder=encoder)
+
+
+def _tokenised(
+    train: Labelled, test: Labelled, known: tuple[str, ...], base: Path, length: int, outside: tuple[str, ...]
+) -> Task:
+    encoder = TokenEncoder(tokenizer_in(base), length)
+    kept, held_out, names = _examples(train, test, known, encoder.encode)
+    described = f"sentences, the first {length} tokens of base model {printable(base.resolve().name)!r}"
+    outside, size = (FROM_BASE, *outside), encoder.vocabulary_size
+    return Task("text", described, kept, held_out, names, outside, vocabulary_size=size, encoder=encoder)
+
+
+def _examples(
+    train: Labelled, test: Labelled, known: tuple[str, ...], encode: Callable[[Sequence[str]], Tensor]
+) -> tuple[TensorDataset, TensorDataset, tuple[str, ...]]:
+    """Return both sets with numbers for words and for labels, and the names of the classes."""
+    place = {name: number for number, name in enumerate(known)}
+
+    def examples(part: Labelled) -> TensorDataset:
+        labels = torch.tensor([place[label] for label in part.labels], dtype=torch.int64)
+        return TensorDataset(encode(part.sentences), labels)
+
+    return choose_classes(examples(train), examples(test), known, known)
 
 
 def _encoder(kind: str | None, size: int) -> SentenceEncoder:

@@ -16,7 +16,6 @@ from hushgrad.result_file import replace_file
 from hushgrad.study.directory import json_text, make_folder
 from hushgrad.study.model_file import as_bytes, read_model
 from hushgrad.study.tasks.encoder_file import encoding_as_json
-from hushgrad.study.tasks.encoders import SentenceEncoder
 from hushgrad.study.tasks.task import Encoder
 from hushgrad.study.trained.card import CARD, model_card
 
@@ -42,7 +41,7 @@ def export_to(
     if format == "onnx":
         require("onnx", "onnxscript", extra="export", what="format 'onnx'")
     card = model_card(run, file.name)  # rather now than after the export
-    dtype = torch.int64 if isinstance(encoder, SentenceEncoder) else torch.float32
+    dtype = torch.float32 if encoder.vocabulary_size is None else torch.int64
     example = torch.ones(_ROWS, *input_shape, dtype=dtype)
     make_folder(out)
     if format == "safetensors":

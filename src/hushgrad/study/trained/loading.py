@@ -13,10 +13,10 @@ from hushgrad.extras import needs_extra
 from hushgrad.study.directory import RunDirectory, from_json
 from hushgrad.study.model_file import read_model
 from hushgrad.study.models import build_model
+from hushgrad.study.pretrained.classifier import WORD, Base
 from hushgrad.study.resuming import read_config
 from hushgrad.study.summary_file import damaged_summary, read_summary
 from hushgrad.study.tasks.encoder_file import encoding_digest, encoding_from_json
-from hushgrad.study.tasks.encoders import SentenceEncoder
 from hushgrad.study.trained.model import TrainedModel
 
 
@@ -61,7 +61,7 @@ def load(run: str | os.PathLike[str]) -> TrainedModel:
         raise damaged_summary("it does not say what the model's inputs and classes are") from error
     if class_names is not None and class_names != classes:
         raise _other_encoding("its classes, or their order, are not those of encoding.json", "summary.json")
-    if not isinstance(encoder, SentenceEncoder) and tuple(encoder.encode([]).shape[1:]) != shape:
+    if encoder.vocabulary_size is None and tuple(encoder.encode([]).shape[1:]) != shape:
         raise _other_encoding("its inputs are not of the size that summary.json says", "encoding.json")
     if summary.get("encoding_digest", encoding_digest(kept)) != encoding_digest(kept):  # a run of before kept none
         raise _other_encoding(
@@ -74,7 +74,8 @@ def load(run: str | os.PathLike[str]) -> TrainedModel:
         seed=config.seed,
         hidden_sizes=config.hidden_sizes,
         activation=config.activation,
-        vocabulary_size=encoder.size if isinstance(encoder, SentenceEncoder) else None,
+        vocabulary_size=encoder.vocabulary_size,
+        base=None if config.base is None else Base(config.lora_rank, architecture=content.words.get(WORD)),
     )
     _fill(model, safetensors.torch.load_file(directory.model))
     return TrainedModel(model.eval(), encoder, classes, shape, content.words.get("guarantee", ""), folder)
