@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.study.models import MODELS, build_model
+from hushgrad.study.models import MODELS, OF_WORDS, build_model
 
-ON_IMAGES = tuple(name for name in MODELS if name != "transformer")
+ON_IMAGES = tuple(name for name in MODELS if name not in OF_WORDS)
 
 
 def build(name="mlp", input_shape=(1, 8, 8), num_classes=3, seed=0, **options):
@@ -78,9 +78,9 @@ def test_padding_is_not_read():
 
 
 def test_sentences_need_the_transformer_and_it_needs_sentences():
-    with pytest.raises(InvalidArgumentError, match="is for sentences"):
+    with pytest.raises(InvalidArgumentError, match="are for sentences"):
         build("transformer", (6,))
-    with pytest.raises(InvalidArgumentError, match="is for sentences"):
+    with pytest.raises(InvalidArgumentError, match="are for sentences"):
         build("mlp", (6,), vocabulary_size=20)
 
 

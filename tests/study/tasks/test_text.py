@@ -75,6 +75,14 @@ def test_a_table_that_is_none_is_refused_without_its_content(folder, content, sa
     assert "no tab" not in str(caught.value)
 
 
+def test_one_table_is_split_in_the_same_way_always(tmp_path):
+    lines = [f"{row % 2}\tsentence {row}" for row in range(10)]
+    (tmp_path / "all.tsv").write_text("\n".join(["label\tsentence", *lines]) + "\n")
+    first, second = (load_task("text", TaskOptions(data=tmp_path / "all.tsv", classes=("0", "1"))) for _ in range(2))
+    assert (len(first.train), len(first.test)) == (8, 2)
+    assert all(torch.equal(a, b) for a, b in zip(first.train.tensors, second.train.tensors, strict=True))
+
+
 def test_missing_data_and_foreign_options_are_refused(tmp_path):
     with pytest.raises(InvalidArgumentError, match="needs a folder"):
         load_task("text", TaskOptions())

@@ -65,7 +65,7 @@ class TaskOptions:
 
     data: Path | None = field(
         default=None,
-        metadata=setting(path(), "Folder (mnist, csv, text, images) or file (csv) with the data.", key=None),
+        metadata=setting(path(), "Folder (mnist, csv, text, images) or file (csv, text) with the data.", key=None),
     )
     classes: tuple[str, ...] | None = field(
         default=None, metadata=setting(names("A,B,…"), "Only these classes, in this order.", key=None)

@@ -18,7 +18,16 @@ from hushgrad.study.tasks.counted import counts_of, frequent
 from hushgrad.study.tasks.encoders import SentenceEncoder
 from hushgrad.study.tasks.files import first_existing, read_bytes, require_existing
 from hushgrad.study.tasks.folders import read_folders
-from hushgrad.study.tasks.task import COUNTED, OF_TABLES, Preparation, Recipe, Task, TaskOptions, choose_classes
+from hushgrad.study.tasks.task import (
+    COUNTED,
+    OF_TABLES,
+    Preparation,
+    Recipe,
+    Task,
+    TaskOptions,
+    choose_classes,
+    fixed_split,
+)
 from hushgrad.study.tasks.tokens import FROM_BASE, TOKENS, TokenEncoder
 from hushgrad.study.tasks.words import (
     FROM_TRAINING,
@@ -70,10 +79,13 @@ class Labelled:
     sentences: list[str]
     labels: list[str]
 
+    def at(self, rows: Sequence[int]) -> Labelled:
+        """Return those of these rows."""
+        return Labelled([self.sentences[row] for row in rows], [self.labels[row] for row in rows])
+
     def only(self, known: tuple[str, ...]) -> Labelled:
         """Return those whose label is in `known`."""
-        kept = [row for row, label in enumerate(self.labels) if label in known]
-        return Labelled([self.sentences[row] for row in kept], [self.labels[row] for row in kept])
+        return self.at([row for row, label in enumerate(self.labels) if label in known])
 
 
 def load(options: TaskOptions) -> Task:
@@ -81,16 +93,17 @@ def load(options: TaskOptions) -> Task:
     the place of one. See `words` for what a vocabulary costs.
 
     The folder holds train.tsv and dev.tsv or test.tsv (.gz accepted) with a header line, the label in the first column
-    and the sentence in the second; or folders of .txt files named after their classes.
+    and the sentence in the second; or folders of .txt files named after their classes. One such file in its place is
+    split 80 to 20, always in the same way.
     """
     options.refuse("text", *OF_TABLES)
     if options.data is None:
         raise InvalidArgumentError(
-            "it needs a folder with train.tsv and dev.tsv, or one folder of text files for each class",
+            "it needs a folder with train.tsv and dev.tsv, one such file, or a folder of text files for each class",
             where="task 'text'",
             cure="Give --data",
         )
-    require_existing("text", options.data, folder=True)
+    require_existing("text", options.data, folder=False)
     train, test = _read(options.data)
     known = options.classes or tuple(sorted(set(train.labels) | set(test.labels)))
     if not 2 <= len(known) <= MAX_CLASSES:
@@ -172,6 +185,10 @@ def _encoder(kind: str | None, size: int) -> SentenceEncoder:
 
 
 def _read(folder: Path) -> tuple[Labelled, Labelled]:
+    if folder.is_file():
+        table = _read_table(folder)
+        kept, held_out = fixed_split(len(table.labels))
+        return table.at(kept.tolist()), table.at(held_out.tolist())
     train, test = first_existing(folder, ("train.tsv",)), first_existing(folder, ("test.tsv", "dev.tsv"))
     if train is not None and test is not None:
         return _read_table(train), _read_table(test)

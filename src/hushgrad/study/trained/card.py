@@ -47,6 +47,12 @@ def model_card(run: Path, file: str) -> str:
     return "\n".join(lines) + markdown(run_document(facts))
 
 
+def _of_which(facts: dict[str, Any]) -> str:
+    """Say how many parameters were trained, where others came with a base model."""
+    trained = facts["settings"].get("trained_parameters")
+    return "" if trained in (None, facts["parameters"]) else f", of which {plain(trained)} were trained"
+
+
 def _described(facts: dict[str, Any]) -> list[tuple[str, str]]:
     settings, result = facts["settings"], facts["result"]
     error = result["standard_error"]
@@ -58,7 +64,7 @@ def _described(facts: dict[str, Any]) -> list[tuple[str, str]]:
             f"{auc_text(scores['auc'])}; balanced accuracy {percent(scores['balanced_accuracy'])};"
         )
     return [
-        ("model", f"{plain(settings['model'])}, {plain(facts['parameters'])} parameters"),
+        ("model", f"{plain(settings['model'])}, {plain(facts['parameters'])} parameters{_of_which(facts)}"),
         ("inputs", _INPUTS.get(str(settings["task"]), plain(settings["description"]))),
         ("outputs", f"logits of {len(settings['classes'])} classes: {plain(settings['classes'])}"),
         ("trained on", f"{plain(settings['description'])}: {plain(settings['training_examples'])} training records"),
