@@ -169,7 +169,7 @@ def test_a_summary_says_every_setting_that_it_does_not_say_in_another_way() -> N
     assert ordinary.keys() == said.keys()
     assert ordinary["max_grad_norm"] is None
     elsewhere = {"noise_multiplier", "delta", "hidden_sizes", "data", "classes", "vocabulary", "subgroup", "schema"}
-    elsewhere |= {"base", "tokens", "lora_rank"}
+    elsewhere |= {"base", "tokens", "lora_rank", "depth", "width"}
     assert {name for name, found in SETTINGS.items() if found.key is None} == elsewhere
     assert len(said) == len(SETTINGS) - len(elsewhere)
     assert set(asdict(config)) - settings_of(RunConfig).keys() == {"privacy", "options"}

@@ -17,7 +17,7 @@ from hushgrad.study.tasks.task import Recipe
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _FOUND_FOR_A_TASK = frozenset(field.name for field in fields(Recipe))
-_OF_THE_MODEL = frozenset({"model", "hidden_sizes", "activation", "lora_rank"})
+_OF_THE_MODEL = frozenset({"model", "hidden_sizes", "activation", "depth", "width", "lora_rank"})
 _OF_THE_MACHINE = frozenset({"max_physical_batch_size", "device", "threads"})
 _CLICK_TYPES: Mapping[Any, Any] = {
     int: click.INT,

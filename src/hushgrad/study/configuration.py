@@ -29,6 +29,7 @@ from hushgrad.study.pretrained.tuning import LORA
 from hushgrad.study.settings import Kind, check_settings, choice, fraction, number, setting, text, whole
 from hushgrad.study.tasks import TASKS, TaskOptions
 from hushgrad.study.tasks.people import People
+from hushgrad.study.wide_resnet import require_sizes
 
 DEFAULT_DELTA = 1e-5
 
@@ -227,6 +228,10 @@ class RunConfig:
         ),
     )
     activation: str = field(default="tanh", metadata=setting(choice(ACTIVATIONS), "Between the model's layers."))
+    depth: int = field(default=16, metadata=setting(whole(10, "L"), "wrn: its layers, 6n + 4.", key=None))
+    width: int = field(
+        default=4, metadata=setting(whole(1, "K"), "wrn: its channels, in 16, 32 and 64 by stage.", key=None)
+    )
     lora_rank: int = field(default=8, metadata=setting(whole(1, "R"), "base-lora: rank of the adapters.", key=None))
     privacy: Privacy | None
     batch_size: int = field(
@@ -298,6 +303,7 @@ class RunConfig:
                 cure=f"Lower {' or '.join(counted)}, or raise target_epsilon",
             )
         _check_people(self)
+        require_sizes(self.depth, self.width)
         require_base(self.model, self.options.base is not None)
         _check_device(self.device)
 

@@ -19,8 +19,9 @@ from hushgrad.study.pretrained.classifier import Base, classifier
 from hushgrad.study.pretrained.tuning import TUNINGS
 from hushgrad.study.scattering import Scattering
 from hushgrad.study.transformer import Transformer
+from hushgrad.study.wide_resnet import wide_resnet
 
-MODELS = ("mlp", "cnn", "resnet", "scatter-linear", "transformer", *TUNINGS)
+MODELS = ("mlp", "cnn", "resnet", "wrn", "scatter-linear", "transformer", *TUNINGS)
 OF_WORDS = ("transformer", *TUNINGS)
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 LARGE_SIDE = 20
@@ -38,12 +39,15 @@ def build_model(
     activation: str = "tanh",
     vocabulary_size: int | None = None,
     base: Base | None = None,
+    depth: int = 16,
+    width: int = 4,
 ) -> nn.Module:
     """Return the model `name` for inputs [B, *input_shape] and logits [B, num_classes].
 
     `vocabulary_size` is given for inputs that are word numbers, which only the transformer and models of a base take;
     the latter need the `base`. `hidden_sizes` are
-    the widths of the mlp's hidden layers (none: a linear model); the other models ignore them.
+    the widths of the mlp's hidden layers (none: a linear model), `depth` and `width` the sizes of the wrn; the other
+    models ignore them.
     The global generator is left as it was. Raises InvalidArgumentError for an unknown name or a shape that the model
     cannot take.
     """
@@ -56,7 +60,7 @@ def build_model(
             cure="Use it with task 'text', and another model with any other task",
         )
     require_base(name, base is not None)
-    if name in ("cnn", "resnet") and (len(input_shape) != 3 or min(input_shape[1:]) < 8):
+    if name in ("cnn", "resnet", "wrn") and (len(input_shape) != 3 or min(input_shape[1:]) < 8):
         raise InvalidArgumentError(
             f"{name!r} needs images of at least 8×8 pixels, got inputs of shape {input_shape}",
             where="model",
@@ -74,6 +78,8 @@ def build_model(
             return mlp(math.prod(input_shape), num_classes, hidden_sizes, act)
         if name == "scatter-linear":
             return scatter_linear(input_shape, num_classes)
+        if name == "wrn":
+            return wide_resnet(input_shape[0], num_classes, depth=depth, width=width, activation=act)
         if name == "cnn":
             return cnn(input_shape, num_classes, act)
         return resnet(input_shape[0], num_classes, act)

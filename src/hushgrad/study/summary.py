@@ -133,6 +133,8 @@ def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: 
         if task.encoder is None
         else encoding_digest(encoding_as_json(task.encoder, task.class_names)),
         "hidden_sizes": config.hidden_sizes if config.model == "mlp" else None,
+        "depth": config.depth if config.model == "wrn" else None,
+        "width": config.width if config.model == "wrn" else None,
         "lora_rank": config.lora_rank if config.model == LORA else None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),

@@ -79,6 +79,8 @@ def model_for(config: RunConfig, task: Task) -> nn.Module:
         activation=config.activation,
         vocabulary_size=task.vocabulary_size,
         base=config.base,
+        depth=config.depth,
+        width=config.width,
     )
 
 

@@ -26,7 +26,7 @@ FORMATS = ("safetensors", "torch-export", "onnx")
         "mlp",
         "scatter-linear",
         "transformer",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("cnn", "resnet")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("cnn", "resnet", "wrn")),
     ],
 )
 def trained(request, tmp_path_factory):
@@ -39,7 +39,7 @@ def trained(request, tmp_path_factory):
             lines = [f"{row % 2}\ta film {row} that is {'good' if row % 2 else 'bad'}" for row in range(count)]
             (folder / f"{name}.tsv").write_text("\n".join(["label\tsentence", *lines]) + "\n")
     suggested = suggested_run(task, privacy=privacy, options=options)
-    finished = run(replace(suggested, model=request.param, batch_size=60, epochs=1), folder / "run")
+    finished = run(replace(suggested, model=request.param, depth=10, width=1, batch_size=60, epochs=1), folder / "run")
     return hushgrad.load(folder / "run"), finished.task.test.tensors[0]
 
 

@@ -42,7 +42,7 @@ FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 SETTINGS = (
     "task", "description", "target", "vocabulary", "vocabulary_epsilon",
     "vocabulary_noise_multiplier", "classes", "class_weights", "class_weights_epsilon", "weights_of_classes",
-    "class_counts_noise_multiplier", "model", "trained_parameters", "lora_rank", "hidden_sizes",
+    "class_counts_noise_multiplier", "model", "trained_parameters", "lora_rank", "depth", "width", "hidden_sizes",
     "activation", "optimizer",
     "learning_rate", "momentum", "augmentations", "average_decay", "epochs", "expected_batch_size",
     "max_physical_batch_size", "loss_reduction", "clipping", "max_grad_norm", "noise", "noise_multiplier",

@@ -16,6 +16,21 @@ from hushgrad.study.tasks.task import OF_TABLES, OF_TEXT, Recipe, Task, TaskOpti
 RECIPE = Recipe(model="cnn", batch_size=256, epochs=30, learning_rate=0.1, max_grad_norm=1.0)
 RECIPES = {3.0: RECIPE}
 
+WRN = Recipe(
+    model="wrn",
+    batch_size=4096,
+    epochs=72,
+    learning_rate=2.0,
+    max_grad_norm=1.0,
+    momentum=0.0,
+    activation="relu",
+    augmentations=16,
+    average_decay=0.9999,
+    max_physical_batch_size=16,
+    cited="De et al. 2022",
+)
+WRN_RECIPES = {3.0: WRN}
+
 CLASSES_WERE_READ = (
     "the list of classes was read from the names of the folders (name them with --classes to avoid this)"
 )

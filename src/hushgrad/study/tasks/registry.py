@@ -55,7 +55,7 @@ TASKS: dict[str, Entry] = {
     "mnist": Entry(mnist.load, mnist.RECIPES, Shifts(2), {"cnn": mnist.CNN_RECIPES}),
     "csv": Entry(csv_table.load, csv_table.RECIPES),
     "text": Entry(text.load, text.RECIPES, others=text.TUNED_RECIPES),
-    "images": Entry(images.load, images.RECIPES, Shifts(4, mirrored=True)),
+    "images": Entry(images.load, images.RECIPES, Shifts(4, mirrored=True), {"wrn": images.WRN_RECIPES}),
 }
 
 

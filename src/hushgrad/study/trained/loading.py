@@ -76,6 +76,8 @@ def load(run: str | os.PathLike[str]) -> TrainedModel:
         activation=config.activation,
         vocabulary_size=encoder.vocabulary_size,
         base=None if config.base is None else Base(config.lora_rank, architecture=content.words.get(WORD)),
+        depth=config.depth,
+        width=config.width,
     )
     _fill(model, safetensors.torch.load_file(directory.model))
     return TrainedModel(model.eval(), encoder, classes, shape, content.words.get("guarantee", ""), folder)
