@@ -76,6 +76,17 @@ def test_weights_of_another_model_are_refused(base, bases):
         build(base)
 
 
+def test_an_encoder_with_a_decoder_and_quantised_weights_are_refused(base):
+    config = json.loads((base / "config.json").read_text())
+    for more, said in (
+        ({"is_encoder_decoder": True}, "an encoder and a decoder"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised"),
+    ):
+        (base / "config.json").write_text(json.dumps(config | more))
+        with pytest.raises(InvalidArgumentError, match=said):
+            build(base)
+
+
 def test_code_of_a_folder_is_never_run(base):
     config = json.loads((base / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}

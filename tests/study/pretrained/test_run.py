@@ -45,6 +45,9 @@ def test_a_run_of_adapters_says_what_it_trained_and_what_no_epsilon_covers(finis
     assert 0 < summary["trained_parameters"] < summary["parameters"]
     assert summary["vocabulary"] == "tokenizer of the base model"
     assert any("base model and its tokenizer count as public" in said for said in summary["outside_the_guarantee"])
+    header = (folder / "model.safetensors").read_bytes()[:8000]
+    assert b"architecture" in header
+    assert b"tiny-bert" not in header
     assert not any("losses" in condition for condition in summary["taken_on_trust"])
 
 
