@@ -19,6 +19,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _FOUND_FOR_A_TASK = frozenset(field.name for field in fields(Recipe))
 _OF_THE_MODEL = frozenset({"model", "hidden_sizes", "activation", "depth", "width", "lora_rank"})
 _OF_THE_MACHINE = frozenset({"max_physical_batch_size", "device", "threads"})
+LONGEST_CHOICE = 60
+"""Choices that are longer together stand in the help's text, where lines break."""
 _CLICK_TYPES: Mapping[Any, Any] = {
     int: click.INT,
     float: click.FLOAT,
@@ -41,6 +43,8 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]
 def setting_option(found: Setting, *, help: str | None = None) -> Callable[[Command], Command]:
     """Return the option of a setting. A command that is called without it gets None, or () where it may be repeated."""
     kind = found.kind
+    is_long = len(kind.metavar) > LONGEST_CHOICE
+    said = found.help + (f" {kind.example.capitalize()}." if kind.choices and is_long else "") + _default(found)
     kind_of_value = click.Choice(kind.choices) if kind.choices else _CLICK_TYPES.get(kind.parse, _Parsed(found))
     return click.option(
         *found.all_flags,
@@ -48,9 +52,9 @@ def setting_option(found: Setting, *, help: str | None = None) -> Callable[[Comm
         cls=GroupedOption,
         group=group_of_setting(found.name),
         type=kind_of_value,
-        metavar=None if kind.choices else kind.metavar,
+        metavar="NAME" if kind.choices and is_long else None if kind.choices else kind.metavar,
         multiple=kind.repeats,
-        help=found.help + _default(found) if help is None else help,
+        help=said if help is None else help,
     )
 
 
