@@ -42,6 +42,7 @@ class PretrainedClassifier(nn.Module):
         super().__init__()
         self.network = network
         self.padding = int(network.config.pad_token_id)
+        network.config.name_or_path = ""  # a path of this machine, and a model's file goes elsewhere
         self.architecture = str(network.config.to_json_string(use_diff=False))
         self.train()
 

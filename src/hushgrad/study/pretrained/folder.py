@@ -47,7 +47,6 @@ def config_in(folder: Path, classes: int) -> Any:
     if getattr(config, "is_encoder_decoder", False):
         raise refused(folder, "its model is an encoder and a decoder, and sentences go into one", "Take one of either")
     config.num_labels = classes
-    config.name_or_path = ""  # a path of this machine, which a model's file would tell
     config.use_cache = False
     config.problem_type = "single_label_classification"
     if config.pad_token_id is None:  # classifiers by the last token look for it; a text never holds the end's
