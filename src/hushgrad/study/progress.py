@@ -9,12 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.guarantee import delta_text, round_up
 from hushgrad.accounting.meaning import in_plain_words
 from hushgrad.extras import needs_extra
 from hushgrad.session.spending import events_at
+from hushgrad.study.account import spent_words
 from hushgrad.study.class_weights import ClassWeights
-from hushgrad.study.configuration import Privacy, RunConfig
+from hushgrad.study.configuration import DEFAULT_DELTA, Privacy, RunConfig
 from hushgrad.study.live import bar_for
 from hushgrad.study.loggers import MetricLogger
 from hushgrad.study.outcome import Measurement
@@ -130,7 +132,15 @@ class Screen:
 
     def reporter(self) -> Reporter:
         """Return the callbacks for a run."""
-        return Reporter(self._start, self._step, self._measurement, self._stop_request, self._resume, self._settings)
+        return Reporter(
+            self._start,
+            self._step,
+            self._measurement,
+            self._stop_request,
+            self._resume,
+            self._settings,
+            self._account,
+        )
 
     def say(self, text: str) -> None:
         """Print a line (see `say_on`)."""
@@ -163,6 +173,11 @@ class Screen:
     def _settings(self, config: RunConfig) -> None:
         self._config = config
 
+    def _account(self, ledger: Path, before: Composition) -> None:
+        delta = self._config.privacy.delta if self._config.privacy else DEFAULT_DELTA
+        spent = f"has spent {spent_words(before, delta)}; this run goes on with it" if before else "begins here"
+        self.say(f"the account in {ledger.name} {spent}")
+
     def _resume(self, step: int) -> None:
         self.say(f"going on after step {step}")
 
@@ -191,11 +206,20 @@ def run_on_screen(
     loggers: Sequence[MetricLogger] = (),
     by: str | None = None,
     fit_batch_size: bool = False,
+    shared_ledger: Path | None = None,
 ) -> RunResult:
-    """Run, showing progress and then the end; `by` is who runs it, for the report."""
+    """Run, showing progress and then the end; the rest is as `run` takes it."""
     console = Console()
     with Screen(console, config) as screen:
-        finished = run(config, out, screen.reporter(), loggers=loggers, by=by, fit_batch_size=fit_batch_size)
+        finished = run(
+            config,
+            out,
+            screen.reporter(),
+            loggers=loggers,
+            by=by,
+            fit_batch_size=fit_batch_size,
+            shared_ledger=shared_ledger,
+        )
     show_end(console, finished)
     return finished
 
@@ -269,9 +293,9 @@ def show_end(console: Console, finished: RunResult) -> None:
         directory.metrics,
         directory.curves,
         directory.model,
-        directory.ledger,
         directory.config,
+        directory.ledger,
     )
     for path in files:
         if path.exists():
-            say(f"  {path.name}")
+            say(f"  {path.name}" if path.parent == directory.path else f"Shared ledger: {path}")
