@@ -31,6 +31,8 @@ with needs_extra("study", "progress on the screen"):
     from rich.console import Console
 
 PLAIN_LINES = 20
+MOST_GROUPS = 8
+"""So many subgroups are named at the end of a run; the report has all."""
 
 
 def epsilon_text(epsilon: float | None) -> str:
@@ -240,11 +242,23 @@ def result_lines(finished: RunResult) -> list[str]:
     if accuracy is None:
         return []
     took = f"after {outcome.steps} steps, {outcome.seconds:.1f} s."
+    groups = subgroup_lines(finished.summary["subgroups"])
     if scores is None:
-        return [f"Test accuracy {accuracy:.2%} {took}"]
+        return [f"Test accuracy {accuracy:.2%} {took}", *groups]
     found = verdict(scores, classes)
     lines = [f"Test accuracy {beside_accuracy(scores, classes)} {took}", f"Recall: {recall_text(scores, classes)}."]
-    return lines if found is None else [*lines, f"{found}."]
+    return [*lines, *([] if found is None else [f"{found}."]), *groups]
+
+
+def subgroup_lines(found: Mapping[str, Any] | None) -> list[str]:
+    """Return the accuracy of each subgroup of the test records, the lowest first; nothing without a column."""
+    groups = [] if found is None else [group for group in found["groups"] if group["count"]]
+    if found is None or not groups:
+        return []
+    ranked = sorted(groups, key=lambda group: group["right"] / group["count"])
+    shown = [f"{group['name']!r} {group['right'] / group['count']:.1%} of {group['count']}" for group in ranked]
+    more = f", and {len(ranked) - MOST_GROUPS} groups with more" if len(ranked) > MOST_GROUPS else ""
+    return [f"Accuracy by {found['column']!r}: {', '.join(shown[:MOST_GROUPS])}{more}."]
 
 
 def meaning_lines(finished: RunResult) -> tuple[str, ...]:

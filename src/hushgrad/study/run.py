@@ -16,7 +16,7 @@ from hushgrad.result_file import replace_file
 from hushgrad.study.account import Account
 from hushgrad.study.checkpointing import RunCheckpoint
 from hushgrad.study.config_json import config_to_json
-from hushgrad.study.configuration import RunConfig
+from hushgrad.study.configuration import RunConfig, fitting_batch_size
 from hushgrad.study.curves import draw_curves
 from hushgrad.study.directory import RunDirectory, json_text, kept_numbers
 from hushgrad.study.fingerprint import require_same_data, write_fingerprint
@@ -32,9 +32,6 @@ from hushgrad.study.tasks import Task, load_task
 from hushgrad.study.tasks.counted import COUNTED_BUCKETS, HASH
 from hushgrad.study.tasks.encoder_file import encoding_as_json
 from hushgrad.study.training import check_against_data, train
-
-FEWEST_BATCHES = 4
-"""In how many batches the data come at least, where nobody chose the size of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +145,7 @@ def load_task_of(config: RunConfig) -> Task:
 
 def with_fitting_batches(config: RunConfig, task: Task) -> RunConfig:
     """Return the settings with batches of at most a fourth of the data, of which the number is public."""
-    most = max(1, task.population // FEWEST_BATCHES)
-    return replace(config, batch_size=min(config.batch_size, most))
+    return replace(config, batch_size=fitting_batch_size(config.batch_size, task.population))
 
 
 def carry_out(

@@ -94,6 +94,7 @@ def run_facts(
         "subgroups": _subgroups(summary),
         "outside_the_guarantee": list(summary.get("outside_the_guarantee", [])),
         "curves": _curves(files.measurements, uncovered),
+        "ledger_file": RunDirectory(folder).ledger.name,
         "files": {path.name: file_digest(path) for path in _files(folder)},
         "parameters": None if files.model is None else files.model.parameters,
         "assumptions": assumptions_of(files, contradictions=wrong),
