@@ -1,12 +1,14 @@
 """One account for many attempts: several runs on the same data in one ledger."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
 from hushgrad.accounting.accountants import epsilon
+from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.ledger.contract import OBSERVED, OPERATING_SYSTEM, Contract
 from hushgrad.accounting.ledger.file import LedgerFile
 from hushgrad.accounting.ledger.ledger import Ledger
@@ -19,6 +21,7 @@ from hushgrad.errors import (
     DatasetError,
     InvalidArgumentError,
     LedgerError,
+    NotEstablishedError,
 )
 from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.directory import RunDirectory
@@ -156,6 +159,19 @@ def test_the_ledger_of_a_run_of_its_own_can_be_shared_later(tmp_path):
     assert second.summary["epsilon"] == epsilon(read_ledger(own).events, DELTA)
     for name in ("first", "second"):
         assert all(row.held for row in agreement(RunFiles.read(tmp_path / name), DELTA))
+    (data,) = status_of(tmp_path, DELTA)
+    assert [(one.place, one.steps, one.shared) for one in data.runs] == [("first", 3, False), ("second", 3, True)]
+    assert data.runs[0].epsilon == pytest.approx(2.0, abs=0.01)
+    assert data.private == second.summary["epsilon"]
+
+
+def test_no_part_of_a_shared_ledger_has_an_epsilon_once_something_was_found(shared):
+    contract = read_ledger(shared).phases[-1]
+    with Ledger(shared, contract=contract.contract, phase=contract.name) as ledger:
+        ledger.end(NotEstablished(code="DP301", place="the model", what="it leaks"))
+    (data,) = status_of(shared.parent, DELTA)
+    assert data.runs[0].epsilon == data.private == math.inf
+    refused(shared, NotEstablishedError, "leaked", config(target_epsilon=3.0))
 
 
 def test_a_run_in_a_shared_ledger_goes_on_until_another_run_has_gone_on_with_the_account(shared, tmp_path):

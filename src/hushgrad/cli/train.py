@@ -59,8 +59,8 @@ def train(
         --noise-multiplier 5 --batch-size 256 --out results
     hushgrad train --config results/config.json --set epochs=30 --out longer
     hushgrad train --resume results
-    hushgrad train --task adult --epsilon 3 --ledger adult.jsonl \\
-        --out second
+    hushgrad train --task mnist --data DIR --epsilon 3 \\
+        --ledger mnist.jsonl --out second
     """
     if (out is None) == (stopped is None):
         raise click.UsageError("Give --out for a new run, or --resume for one that was stopped.")

@@ -82,8 +82,8 @@ def own_steps(ledger: LedgerView, phase: str | None) -> range:
 
 
 def own_part(events: Composition, steps: range) -> Composition:
-    """Return what was charged in these steps of an account."""
-    return up_to_step(split(events, steps.start)[1], len(steps))
+    """Return what was charged in these steps of an account; with the first one also what was released before it."""
+    return up_to_step(split(events, steps.start)[1] if steps.start else events, len(steps))
 
 
 def own_contract(ledger: LedgerView, phase: str | None) -> Contract:

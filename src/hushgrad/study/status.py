@@ -8,10 +8,12 @@ does one that several runs share.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hushgrad.accounting.composition import finding_of
 from hushgrad.accounting.guarantee import guarantee
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger, view_when
 from hushgrad.errors import HushgradError, InvalidArgumentError
@@ -39,7 +41,7 @@ class Spent:
         epsilon: of its steps alone; infinite without privacy or where the ledger cannot be read.
         ledger: what its ledger says; None where there is none, or none that can be read.
         path: where that lies.
-        shared: whether the ledger is one of several runs, and this run a part of it.
+        phase: the name of the run's part of a ledger that several runs share; None where the ledger is its own.
     """
 
     place: str
@@ -51,7 +53,12 @@ class Spent:
     epsilon: float
     ledger: LedgerView | None
     path: Path | None = None
-    shared: bool = False
+    phase: str | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether the run is a part of a shared ledger."""
+        return self.phase is not None
 
     @property
     def records(self) -> int:
@@ -98,7 +105,7 @@ def status_of(folder: Path, delta: float) -> list[DataSet]:
 
     Raises InvalidArgumentError where there is no run and no ledger.
     """
-    found = _without_copies([_spent(place, folder, delta) for place in _places(folder)], folder)
+    found = _of_runs(_places(folder), folder, delta)
     if not found:
         raise InvalidArgumentError(
             "the folder holds no run and no ledger", where=printable(str(folder)), cure="Name the folder of the runs"
@@ -116,8 +123,8 @@ def beside(run: Path, delta: float) -> DataSet | None:
         return None
     others = sorted(path.parent for path in folder.glob("*/provenance.json"))
     # Ledgers of other data are not read: of many runs each takes its time.
-    found = [_spent(other, folder, delta) for other in others if _key_of(other) == key]
-    runs = [one for one in _without_copies(found, folder) if one.key == key]
+    found = _of_runs([other for other in others if _key_of(other) == key], folder, delta)
+    runs = [one for one in found if one.key == key]
     own = next((one for one in runs if folder / one.place == place), None)
     return _data_set(own.data, runs, delta) if own is not None and len(runs) > 1 else None
 
@@ -133,6 +140,26 @@ def _places(folder: Path) -> list[Path]:
     ledgers = {path.parent for name in (OWN, ACCOUNT) for path in folder.rglob(name)}
     runs = {path.parent for path in folder.rglob("summary.json") if (path.parent / "config.json").exists()}
     return sorted(ledgers | runs)
+
+
+def _of_runs(places: Iterable[Path], folder: Path, delta: float) -> list[Spent]:
+    """Return what each run has spent; that of one whose own ledger others went on with ends where they begin."""
+    found = _without_copies([_spent(place, folder, delta) for place in places], folder)
+    joined = [(one.path, own_steps(one.ledger, one.phase).start) for one in found if one.shared and one.ledger]
+
+    def alone(one: Spent) -> Spent:
+        starts = [start for path, start in joined if path == one.path]
+        if one.ledger is None or one.shared or not starts:
+            return one
+        return replace(one, steps=min(starts), epsilon=_alone(one.ledger, range(min(starts)), delta))
+
+    return [alone(one) for one in found]
+
+
+def _alone(ledger: LedgerView, steps: range, delta: float) -> float:
+    """Return ε of these steps of a ledger; infinite where it holds a finding."""
+    events = ledger.events if finding_of(ledger.events) is not None else own_part(ledger.events, steps)
+    return guarantee(events, delta, contract=ledger.contract, conditions=ledger.conditions).epsilon
 
 
 def _spent(place: Path, folder: Path, delta: float) -> Spent:
@@ -151,11 +178,9 @@ def _spent(place: Path, folder: Path, delta: float) -> Spent:
         view = read_ledger(account.ledger)
     except HushgradError:
         return Spent(name, UNKNOWN, None, "unreadable", None, None, math.inf, None)
-    steps, shared = own_steps(view, account.phase), account.phase is not None
-    events = own_part(view.events, steps) if shared else view.events
-    epsilon = guarantee(events, delta, contract=view.contract, conditions=view.conditions).epsilon
-    path = account.ledger.resolve()
-    return Spent(name, data, key, status, known["started"], len(steps), epsilon, view, path, shared)
+    steps = own_steps(view, account.phase)
+    alone, path = _alone(view, steps, delta), account.ledger.resolve()
+    return Spent(name, data, key, status, known["started"], len(steps), alone, view, path, account.phase)
 
 
 def _key_of(place: Path) -> str | None:
