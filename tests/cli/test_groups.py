@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from hushgrad.cli.groups import GROUPS, THE_RUN, GroupedOption, group_of
 from hushgrad.cli.main import main
+from hushgrad.cli.sweep import sweep
 from hushgrad.cli.train import train
 from hushgrad.study.named_settings import SETTINGS
 
@@ -27,11 +28,14 @@ def sections(text: str) -> dict[str, str]:
     return found
 
 
-def test_every_option_of_train_stands_in_its_group_and_only_there() -> None:
-    result = CliRunner().invoke(main, ["train", "--help"], terminal_width=80)
+@pytest.mark.parametrize("command", [train, sweep])
+def test_every_option_stands_in_its_group_and_only_there(command: click.Command) -> None:
+    result = CliRunner().invoke(main, [str(command.name), "--help"], terminal_width=80)
     found = sections(result.output)
     assert tuple(found) == GROUPS
-    for parameter in train.params:
+    for parameter in command.params:
+        if parameter.param_type_name != "option":
+            continue
         for flag in parameter.opts:
             written = re.compile(rf"(?:  |, ){re.escape(flag)}(?![-\w])")
             holding = [group for group, text in found.items() if written.search(text)]

@@ -73,3 +73,10 @@ def test_bad_privacy_settings_are_refused(changes, said):
 def test_bad_settings_are_refused_before_data_is_read(changes, said):
     with pytest.raises(InvalidArgumentError, match=said):
         replace(suggested_run("digits", privacy=None), **changes)
+
+
+def test_a_batch_size_that_nobody_chose_is_at_most_a_fourth_of_the_data():
+    found = suggested_run("mnist", privacy=None).batch_size
+    assert suggested_run("mnist", privacy=None, population=4 * found).batch_size == found
+    assert suggested_run("mnist", privacy=None, population=1603).batch_size == 400 < found
+    assert suggested_run("mnist", privacy=None, population=1).batch_size == 1

@@ -32,7 +32,8 @@ class GroupedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options of each group, in the order in which they were declared."""
         for group in GROUPS:
-            found = [parameter for parameter in self.get_params(ctx) if group_of(parameter) == group]
+            options = [found for found in self.get_params(ctx) if found.param_type_name == "option"]
+            found = [option for option in options if group_of(option) == group]
             records = [record for record in (parameter.get_help_record(ctx) for parameter in found) if record]
             if records:
                 with formatter.section(group):

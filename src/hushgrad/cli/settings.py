@@ -18,6 +18,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _FOUND_FOR_A_TASK = frozenset(field.name for field in fields(Recipe))
 _OF_THE_MODEL = frozenset({"model", "hidden_sizes", "activation", "depth", "width", "lora_rank"})
+_OF_PRIVACY = frozenset({"noise_multipliers", "target_epsilons", "max_grad_norms"})
+"""Of a sweep."""
 _OF_THE_MACHINE = frozenset({"max_physical_batch_size", "device", "threads"})
 LONGEST_CHOICE = 60
 """Choices that are longer together stand in the help's text, where lines break."""
@@ -62,7 +64,7 @@ def group_of_setting(name: str) -> str:
     """Return in which group of a help a setting stands: by the part of the configuration that it belongs to."""
     if name in PARTS["options"] or name == "task":
         return "Data"
-    if name in PARTS["privacy"]:
+    if name in PARTS["privacy"] or name in _OF_PRIVACY:
         return "Privacy"
     return "Model" if name in _OF_THE_MODEL else "Machine" if name in _OF_THE_MACHINE else "Training"
 

@@ -49,10 +49,11 @@ def _print(data: DataSet, delta: float) -> None:
         for run in data.runs
     ]
     print_table(("run", "status", "began", "steps", "ε alone"), rows, right=("steps", "ε alone"))
-    private = len(data.runs) - data.ordinary
-    if private:
-        counted = "1 ledger" if private == 1 else f"all {private} ledgers together"
-        click.echo(f"ε of {counted}: {up(data.private)} at δ = {delta_text(delta)}")
+    if data.ledgers:
+        counted = "1 ledger" if data.ledgers == 1 else f"all {data.ledgers} ledgers together"
+        sharing = sum(run.shared for run in data.runs)
+        shared = f" (runs in a shared ledger: {sharing})" if sharing else ""
+        click.echo(f"ε of {counted}{shared}: {up(data.private)} at δ = {delta_text(delta)}")
     if data.ordinary:
         click.secho(
             f"{data.ordinary} of these runs have no ledger that can be read: where their results were given away, no ε "

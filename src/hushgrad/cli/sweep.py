@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from hushgrad.accounting.guarantee import round_up
+from hushgrad.cli.groups import GroupedCommand, GroupedOption
 from hushgrad.cli.output import INTERRUPTED, program
 from hushgrad.cli.settings import SET, given, options_of
 from hushgrad.extras import require
@@ -32,17 +33,38 @@ DESCRIBED = (*settings_of(Grid).values(), *(SETTINGS[name] for name in ALSO))
 """The settings that describe a sweep without a file."""
 
 
-@click.command(name="sweep")
+@click.command(name="sweep", cls=GroupedCommand)
 @click.argument("file", required=False)
 @options_of(DESCRIBED)
 @SET
-@click.option("--classes", metavar="A,B", multiple=True, help="Only these classes; several times: several subjects.")
+@click.option(
+    "--classes",
+    cls=GroupedOption,
+    group="Data",
+    metavar="A,B",
+    multiple=True,
+    help="Only these classes; several times: several subjects.",
+)
 @click.option("--function", metavar="MODULE:FUNCTION", help="Your own training function, in place of a task.")
-@click.option("--no-baseline", is_flag=True, help="Leave out ordinary training without privacy.")
+@click.option(
+    "--no-baseline",
+    cls=GroupedOption,
+    group="Privacy",
+    is_flag=True,
+    help="Leave out ordinary training without privacy.",
+)
 @click.option("--search", "trials", type=int, metavar="N", help="Search N trials of settings at one ε (Optuna).")
 @click.option("--storage", metavar="URL", help="With --search: Optuna's storage, shared by processes [a file in OUT].")
-@click.option("--cores", type=int, help="CPU threads for all runs together [all].")
-@click.option("--threads-per-run", type=int, default=1, show_default=True, help="CPU threads of each run.")
+@click.option("--cores", cls=GroupedOption, group="Machine", type=int, help="CPU threads for all runs together [all].")
+@click.option(
+    "--threads-per-run",
+    cls=GroupedOption,
+    group="Machine",
+    type=int,
+    default=1,
+    show_default=True,
+    help="CPU threads of each run.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; one with this sweep resumes it.")
 @click.option(
     "--resume",

@@ -23,6 +23,14 @@ from hushgrad.study.tasks import TASKS
 @run_options()
 @click.option("--tensorboard", "event_files", is_flag=True, help="Write TensorBoard's files to OUT/tensorboard too.")
 @click.option("--by", metavar="NAME", help="Who runs it: kept in OUT/provenance.json, shown in the report.")
+@click.option(
+    "--ledger",
+    "shared_ledger",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="One account for all runs on the same data: the run goes on with that in FILE, or begins it; target ε and "
+    "budget are those of the whole account.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="New or empty folder for the results.")
 @click.option(
     "--resume",
@@ -36,6 +44,7 @@ def train(
     assignments: tuple[str, ...],
     event_files: bool,
     by: str | None,
+    shared_ledger: Path | None,
     out: Path | None,
     stopped: Path | None,
     **flags: Any,
@@ -50,6 +59,8 @@ def train(
         --noise-multiplier 5 --batch-size 256 --out results
     hushgrad train --config results/config.json --set epochs=30 --out longer
     hushgrad train --resume results
+    hushgrad train --task mnist --data DIR --epsilon 3 \\
+        --ledger mnist.jsonl --out second
     """
     if (out is None) == (stopped is None):
         raise click.UsageError("Give --out for a new run, or --resume for one that was stopped.")
@@ -58,6 +69,8 @@ def train(
     if stopped is not None:
         if by is not None:
             raise click.UsageError("--by is of a new run; one that goes on keeps the name it was begun with.")
+        if shared_ledger is not None:
+            raise click.UsageError("--ledger is of a new run; one that goes on keeps the ledger it was begun with.")
         if _resume_on_screen(stopped, values, event_files):
             sys.exit(INTERRUPTED)
         return
@@ -68,17 +81,33 @@ def train(
             cure="Give one: --epsilon 3 has the noise chosen, --noise-multiplier 1 fixes it",
         )
     config = configured(values)
-    if _run_on_screen(config, out, event_files, by, fit_batch_size="batch_size" not in values):
+    fit_batch_size = "batch_size" not in values
+    if _run_on_screen(config, out, event_files, by, fit_batch_size=fit_batch_size, shared_ledger=shared_ledger):
         sys.exit(INTERRUPTED)
 
 
-def _run_on_screen(config: RunConfig, out: Path, event_files: bool, by: str | None, *, fit_batch_size: bool) -> bool:
+def _run_on_screen(
+    config: RunConfig,
+    out: Path,
+    event_files: bool,
+    by: str | None,
+    *,
+    fit_batch_size: bool,
+    shared_ledger: Path | None,
+) -> bool:
     """Run, showing progress and the end; return whether the run was interrupted."""
     from hushgrad.study.progress import run_on_screen
 
     require_no_run(out)
     click.echo(f"Settings that are not given are those {_origin_of_settings(config)}.")
-    ended = run_on_screen(config, out, loggers=_loggers(out, event_files), by=by, fit_batch_size=fit_batch_size)
+    ended = run_on_screen(
+        config,
+        out,
+        loggers=_loggers(out, event_files),
+        by=by,
+        fit_batch_size=fit_batch_size,
+        shared_ledger=shared_ledger,
+    )
     return ended.outcome.status == "interrupted"
 
 

@@ -318,21 +318,41 @@ def named_model(model: str | None, options: TaskOptions | None) -> str | None:
     return LORA if model is None and options is not None and options.base is not None else model
 
 
+FEWEST_BATCHES = 4
+"""In how many batches the data come at least, where nobody chose the size of a batch."""
+
+
+def fitting_batch_size(found: int, population: int) -> int:
+    """Return a batch size that nobody chose: the one found for a task, at most a fourth of the data.
+
+    `population` is the public number of units of privacy to train on.
+    """
+    return min(found, max(1, population // FEWEST_BATCHES))
+
+
 def suggested_run(
-    task: str, *, privacy: Privacy | None, options: TaskOptions | None = None, model: str | None = None
+    task: str,
+    *,
+    privacy: Privacy | None,
+    options: TaskOptions | None = None,
+    model: str | None = None,
+    population: int | None = None,
 ) -> RunConfig:
     """Return the settings that suit a task, with its own model or another; change them with `dataclasses.replace`.
 
     They are those found for the ε nearest to the target ε of `privacy`; a run with a noise multiplier, or without
     privacy, gets those of ε = 3. A `model` that no settings were found for gets those of the task's own model. The
     clipping norm is part of `privacy`: `max_grad_norm_for` gives the one that suits.
+
+    The batch size was found for all of a task's data. With `population` (`Task.population`), where these are few, such
+    as two classes of many, it is at most a fourth of them, as in `hushgrad train`.
     """
     model = named_model(model, options)
     recipe = TASKS[one_of("task", task, tuple(TASKS))].recipe_at(privacy.target_epsilon if privacy else None, model)
     return RunConfig(
         task=task,
         model=recipe.model if model is None else model,
-        batch_size=recipe.batch_size,
+        batch_size=recipe.batch_size if population is None else fitting_batch_size(recipe.batch_size, population),
         epochs=recipe.epochs,
         learning_rate=recipe.learning_rate,
         privacy=privacy,

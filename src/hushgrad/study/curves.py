@@ -66,10 +66,10 @@ def draw_curves(measurements: Sequence[Measurement], *, title: str, delta: float
 
 def _draw_epsilon(panel: Any, measurements: Sequence[Measurement], delta: float | None) -> None:
     """Draw epsilon over steps, or say why there is no curve."""
-    panel.set(title="Privacy" if delta is None else f"Privacy spent (δ = {delta:g})")
     known = [(m.step, m.epsilon) for m in measurements if m.epsilon is not None and math.isfinite(m.epsilon)]
     if known:
-        panel.set_ylabel("ε")
+        spent = f"ε = {round_up(known[-1][1], 3)}"
+        panel.set(title=spent if delta is None else f"Privacy spent: {spent} at δ = {delta:g}", ylabel="epsilon (ε)")
         # Nothing is spent before the first step.
         panel.plot([0, *(step for step, _ in known)], [0.0, *(epsilon for _, epsilon in known)], color=GREEN)
         panel.set_ylim(0, 1.15 * known[-1][1] or 1.0)
@@ -77,5 +77,5 @@ def _draw_epsilon(panel: Any, measurements: Sequence[Measurement], delta: float 
             round_up(known[-1][1], 3), known[-1], textcoords="offset points", xytext=(-4, 6), ha="right", color=GREEN
         )
     else:
-        panel.set_yticks([])
+        panel.set(title="Privacy", yticks=[])
         panel.text(0.5, 0.5, "NOT PRIVATE\nε = ∞", transform=panel.transAxes, ha="center", va="center", fontsize=16)

@@ -19,6 +19,8 @@ from torch import nn
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.result_file import replace_file
+from hushgrad.study.account import FILE as ACCOUNT
+from hushgrad.study.account import Account
 from hushgrad.study.model_file import as_bytes
 from hushgrad.study.outcome import Measurement
 from hushgrad.study.scoring import Scores
@@ -67,9 +69,14 @@ class RunDirectory:
         return self.path / "curves.png"
 
     @property
+    def account(self) -> Account:
+        """What the run is charged in. Raises InvalidArgumentError where the file that says so is damaged."""
+        return Account.read(self.path)
+
+    @property
     def ledger(self) -> Path:
-        """The ledger of what was released; epsilon is computed from it."""
-        return self.path / "ledger.jsonl"
+        """The ledger of what was released, in this folder or shared with other runs; epsilon is computed from it."""
+        return self.account.ledger
 
     @property
     def checkpoint(self) -> Path:
@@ -132,6 +139,10 @@ class RunDirectory:
     def write_provenance(self, provenance: dict[str, Any]) -> None:
         """Write when the run began, by whom and on what."""
         replace_file(self.provenance, (json_text(provenance, indent=2) + "\n").encode())
+
+    def write_account(self, account: Account) -> None:
+        """Write which part of a shared ledger the run is."""
+        replace_file(self.path / ACCOUNT, (json_text(account.as_json(self.path), indent=2) + "\n").encode())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace the summary."""

@@ -52,10 +52,14 @@ class LoopComponents:
 
 @dataclass(slots=True)
 class EpsilonCache:
-    """The ε of a private run, computed at most once per step, because computing it takes a while."""
+    """The ε of a private run, computed at most once per step, because computing it takes a while.
+
+    `before` is how many steps of other runs its ledger held when it began.
+    """
 
     engine: PrivacyEngine
     privacy: Privacy
+    before: int = 0
     _known: tuple[int, PrivacySpent] | None = None
 
     def spent(self, step: int) -> PrivacySpent:
@@ -71,7 +75,7 @@ class EpsilonCache:
                     sampling_rate=mechanism.sampling.poisson_rate,
                     expected_batch_size=mechanism.expected_batch_size,
                     anchor=self.engine.session.anchor,
-                    lost_steps=self.engine.session.steps - step,
+                    lost_steps=self.engine.session.steps - self.before - step,
                 ),
             )
         return self._known[1]

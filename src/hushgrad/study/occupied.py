@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from hushgrad.accounting.accountants import epsilon
-from hushgrad.accounting.guarantee import delta_text, round_up
 from hushgrad.errors import HushgradError, InvalidArgumentError
+from hushgrad.printable import printable
 from hushgrad.session.spending import events_at
+from hushgrad.study.account import spent_words
 from hushgrad.study.configuration import DEFAULT_DELTA
 from hushgrad.study.directory import RunDirectory, require_unused
 from hushgrad.study.summary_file import read_summary
@@ -51,10 +51,11 @@ def _run_in(directory: RunDirectory) -> tuple[str, str] | None:
 
 
 def _spent(directory: RunDirectory, summary: dict[str, object]) -> str | None:
-    """Return the ε of the run's ledger as text; None where it charged nothing."""
+    """Return the ε of the run's ledger as text, of a shared one that of all its runs; None where nothing is charged."""
     events = events_at(directory.ledger)
     if not events:
         return None
     stated = summary.get("delta")
     delta = stated if isinstance(stated, float) and 0 < stated < 1 else DEFAULT_DELTA
-    return f"ε = {round_up(epsilon(events, delta))} at δ = {delta_text(delta)}"
+    spent, account = spent_words(events, delta), directory.account
+    return spent if account.phase is None else f"{spent} with the other runs in {printable(account.ledger.name)}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hushgrad.accounting.accountants import epsilon
-from hushgrad.accounting.composition import steps_of
+from hushgrad.accounting.composition import Composition, of_accounts, steps_of
 from hushgrad.accounting.events.event import ADD_REMOVE_ONE
 from hushgrad.accounting.guarantee import round_up
 from hushgrad.errors import InvalidArgumentError
@@ -20,6 +20,7 @@ from hushgrad.randomness import KeyStream
 from hushgrad.releases.reading import sum_over
 from hushgrad.releases.releasing import Asked, release
 from hushgrad.session.spending import events_at
+from hushgrad.study.account import spent_words
 from hushgrad.study.class_weights import counting, given_weights
 from hushgrad.study.configuration import DEFAULT_DELTA, RunConfig
 from hushgrad.study.tasks import Task
@@ -121,8 +122,10 @@ def require_charged(ledger: Path | None, releases: int) -> None:
         )
 
 
-def check_budget(config: RunConfig, task: Task) -> None:
+def check_budget(config: RunConfig, task: Task, before: Composition = ()) -> None:
     """Raise InvalidArgumentError if the run, preparation and all epochs, would spend more than its `max_epsilon`.
+
+    `before` is what the account of the run holds already, which counts.
 
     What a run spends depends on its settings and on public counts alone, so this is known before it starts. The session
     holds the same budget while the run goes on.
@@ -135,10 +138,11 @@ def check_budget(config: RunConfig, task: Task) -> None:
     for preparation in (task.preparation, _counting(config, task)):
         if preparation is not None:
             planned.append((_asked(config, task, preparation).event, 1))
-    spent = epsilon(planned, privacy.delta)
+    spent = epsilon(of_accounts([before, planned]), privacy.delta)
     if spent > privacy.max_epsilon:
+        whose = f"account, which has spent {spent_words(before, privacy.delta)}," if before else "run"
         raise InvalidArgumentError(
-            f"the run would spend ε = {round_up(spent)} at δ = {privacy.delta:g}, beyond max_epsilon = "
+            f"the {whose} would spend ε = {round_up(spent)} at δ = {privacy.delta:g}, beyond max_epsilon = "
             f"{privacy.max_epsilon:g}",
             cure=f"Raise noise_multiplier, lower epochs or spare_steps, or give target_epsilon={privacy.max_epsilon:g} "
             "in place of noise_multiplier to have the noise chosen",

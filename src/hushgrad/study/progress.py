@@ -9,12 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.guarantee import delta_text, round_up
 from hushgrad.accounting.meaning import in_plain_words
 from hushgrad.extras import needs_extra
 from hushgrad.session.spending import events_at
+from hushgrad.study.account import spent_words
 from hushgrad.study.class_weights import ClassWeights
-from hushgrad.study.configuration import Privacy, RunConfig
+from hushgrad.study.configuration import DEFAULT_DELTA, Privacy, RunConfig
 from hushgrad.study.live import bar_for
 from hushgrad.study.loggers import MetricLogger
 from hushgrad.study.outcome import Measurement
@@ -29,6 +31,8 @@ with needs_extra("study", "progress on the screen"):
     from rich.console import Console
 
 PLAIN_LINES = 20
+MOST_GROUPS = 8
+"""So many subgroups are named at the end of a run; the report has all."""
 
 
 def epsilon_text(epsilon: float | None) -> str:
@@ -130,7 +134,15 @@ class Screen:
 
     def reporter(self) -> Reporter:
         """Return the callbacks for a run."""
-        return Reporter(self._start, self._step, self._measurement, self._stop_request, self._resume, self._settings)
+        return Reporter(
+            self._start,
+            self._step,
+            self._measurement,
+            self._stop_request,
+            self._resume,
+            self._settings,
+            self._account,
+        )
 
     def say(self, text: str) -> None:
         """Print a line (see `say_on`)."""
@@ -163,6 +175,11 @@ class Screen:
     def _settings(self, config: RunConfig) -> None:
         self._config = config
 
+    def _account(self, ledger: Path, before: Composition) -> None:
+        delta = self._config.privacy.delta if self._config.privacy else DEFAULT_DELTA
+        spent = f"has spent {spent_words(before, delta)}; this run goes on with it" if before else "begins here"
+        self.say(f"the account in {ledger.name} {spent}")
+
     def _resume(self, step: int) -> None:
         self.say(f"going on after step {step}")
 
@@ -191,11 +208,20 @@ def run_on_screen(
     loggers: Sequence[MetricLogger] = (),
     by: str | None = None,
     fit_batch_size: bool = False,
+    shared_ledger: Path | None = None,
 ) -> RunResult:
-    """Run, showing progress and then the end; `by` is who runs it, for the report."""
+    """Run, showing progress and then the end; the rest is as `run` takes it."""
     console = Console()
     with Screen(console, config) as screen:
-        finished = run(config, out, screen.reporter(), loggers=loggers, by=by, fit_batch_size=fit_batch_size)
+        finished = run(
+            config,
+            out,
+            screen.reporter(),
+            loggers=loggers,
+            by=by,
+            fit_batch_size=fit_batch_size,
+            shared_ledger=shared_ledger,
+        )
     show_end(console, finished)
     return finished
 
@@ -216,11 +242,23 @@ def result_lines(finished: RunResult) -> list[str]:
     if accuracy is None:
         return []
     took = f"after {outcome.steps} steps, {outcome.seconds:.1f} s."
+    groups = subgroup_lines(finished.summary["subgroups"])
     if scores is None:
-        return [f"Test accuracy {accuracy:.2%} {took}"]
+        return [f"Test accuracy {accuracy:.2%} {took}", *groups]
     found = verdict(scores, classes)
     lines = [f"Test accuracy {beside_accuracy(scores, classes)} {took}", f"Recall: {recall_text(scores, classes)}."]
-    return lines if found is None else [*lines, f"{found}."]
+    return [*lines, *([] if found is None else [f"{found}."]), *groups]
+
+
+def subgroup_lines(found: Mapping[str, Any] | None) -> list[str]:
+    """Return the accuracy of each subgroup of the test records, the lowest first; nothing without a column."""
+    groups = [] if found is None else [group for group in found["groups"] if group["count"]]
+    if found is None or not groups:
+        return []
+    ranked = sorted(groups, key=lambda group: group["right"] / group["count"])
+    shown = [f"{group['name']!r} {group['right'] / group['count']:.1%} of {group['count']}" for group in ranked]
+    more = f", and {len(ranked) - MOST_GROUPS} groups with more" if len(ranked) > MOST_GROUPS else ""
+    return [f"Accuracy by {found['column']!r}: {', '.join(shown[:MOST_GROUPS])}{more}."]
 
 
 def meaning_lines(finished: RunResult) -> tuple[str, ...]:
@@ -269,9 +307,9 @@ def show_end(console: Console, finished: RunResult) -> None:
         directory.metrics,
         directory.curves,
         directory.model,
-        directory.ledger,
         directory.config,
+        directory.ledger,
     )
     for path in files:
         if path.exists():
-            say(f"  {path.name}")
+            say(f"  {path.name}" if path.parent == directory.path else f"Shared ledger: {path}")

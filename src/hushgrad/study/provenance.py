@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
             where=path.name,
             cure="Restore it from a copy, or remove it: the report then lacks it",
         ) from error
+
+
+def data_of(data: Mapping[str, Any] | None, task: str) -> tuple[str, str]:
+    """Return the name of a run's data and what tells them from others: a digest, or the task that they came with."""
+    return (f"task {task}", f"task {task}") if data is None else (str(data["name"]), str(data[DIGEST]))
 
 
 def now() -> str:

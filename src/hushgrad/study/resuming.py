@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hushgrad.accounting.composition import steps_of
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import CheckpointError, ContractChangedError, HushgradError, InvalidArgumentError
-from hushgrad.session.spending import events_at
+from hushgrad.printable import printable
+from hushgrad.session.spending import steps_taken
+from hushgrad.study.account import Account
 from hushgrad.study.checkpointing import MAY_CHANGE, RunCheckpoint
 from hushgrad.study.config_json import config_from_json
 from hushgrad.study.configuration import RunConfig
@@ -42,7 +44,8 @@ def resume(
 
     Raises:
         InvalidArgumentError: the folder holds no run, or one that is completed or was not private.
-        ContractChangedError: other settings than those that the run was begun with.
+        ContractChangedError: other settings than those that the run was begun with, or another run has gone on with
+            the ledger that they share.
         CheckpointError: the checkpoint is damaged or missing.
         LedgerError: the ledger is missing, was cut, is that of another run, or in use.
         DatasetError: other data than those that the run was begun with.
@@ -62,6 +65,7 @@ def resume(
             where=_WHERE,
             cure="Use it (hushgrad predict), or begin a longer one: --config RUN/config.json --set epochs=… --out NEW",
         )
+    _require_its_turn(directory.account)
     if directory.checkpoint.exists():
         _require_counts(config, directory)
         RunCheckpoint.of(directory.checkpoint, config).require_continuable(directory.ledger)
@@ -119,10 +123,25 @@ def _require_counts(config: RunConfig, directory: RunDirectory) -> None:
         )
 
 
+def _require_its_turn(account: Account) -> None:
+    """A part of a shared ledger has ended where another run has gone on with the account."""
+    if account.phase is None or not account.ledger.exists():
+        return
+    *ended, last = (phase.name for phase in read_ledger(account.ledger).phases)
+    if account.phase in ended:
+        raise ContractChangedError(
+            f"another run ({last}) has gone on with the shared ledger {printable(account.ledger.name)}, and a part of "
+            f"an account that was left is not taken up again",
+            where=_WHERE,
+            cure="Begin a new run (--config RUN/config.json --ledger … --out NEW); what this one spent stays spent",
+        )
+
+
 def _require_nothing_trained(directory: RunDirectory) -> None:
     """Without a checkpoint a run begins from its start, which is right only where no step of it was charged."""
     trained = [path.name for path in (directory.metrics, directory.summary, directory.model) if path.exists()]
-    if steps_of(events_at(directory.ledger)):
+    account = directory.account
+    if steps_taken(account.ledger, account.phase):
         trained.append(directory.ledger.name)
     if trained:
         raise CheckpointError(

@@ -9,12 +9,14 @@ from typing import Any
 
 from torch import nn
 
+from hushgrad.accounting.composition import Composition
 from hushgrad.extras import require
 from hushgrad.notebook import facts, headline
 from hushgrad.result_file import replace_file
+from hushgrad.study.account import Account
 from hushgrad.study.checkpointing import RunCheckpoint
 from hushgrad.study.config_json import config_to_json
-from hushgrad.study.configuration import RunConfig
+from hushgrad.study.configuration import RunConfig, fitting_batch_size
 from hushgrad.study.curves import draw_curves
 from hushgrad.study.directory import RunDirectory, json_text, kept_numbers
 from hushgrad.study.fingerprint import require_same_data, write_fingerprint
@@ -25,14 +27,12 @@ from hushgrad.study.outcome import Callbacks, Measurement, RunOutcome
 from hushgrad.study.preparation import Learned, check_budget, prepare
 from hushgrad.study.pretrained.classifier import header_words
 from hushgrad.study.provenance import provenance_of
+from hushgrad.study.shared_ledger import require_shareable, spent_before, write_data
 from hushgrad.study.summary import summarise, title_of
 from hushgrad.study.tasks import Task, load_task
 from hushgrad.study.tasks.counted import COUNTED_BUCKETS, HASH
 from hushgrad.study.tasks.encoder_file import encoding_as_json
 from hushgrad.study.training import check_against_data, model_for, train
-
-FEWEST_BATCHES = 4
-"""In how many batches the data come at least, where nobody chose the size of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,8 @@ class Reporter:
 
     `on_start` gets the task, the planned steps and the noise multiplier (None for an ordinary run), `on_step` the steps
     done, `on_measurement` each measurement; `on_resume` gets the step at which a run goes on; `on_stop_request` is
-    called in the signal handler, and `on_settings` gets the settings once the data have been read.
+    called in the signal handler, and `on_settings` gets the settings once the data have been read. `on_account` gets a
+    ledger that the run shares with others, and what it holds of them.
     """
 
     on_start: Callable[[Task, int, float | None], None] = lambda task, planned_steps, noise_multiplier: None
@@ -72,6 +73,7 @@ class Reporter:
     on_stop_request: Callable[[], None] = lambda: None
     on_resume: Callable[[int], None] = lambda step: None
     on_settings: Callable[[RunConfig], None] = lambda config: None
+    on_account: Callable[[Path, Composition], None] = lambda ledger, before: None
 
 
 SILENT = Reporter()
@@ -86,6 +88,7 @@ def run(
     share_uncovered: bool = False,
     by: str | None = None,
     fit_batch_size: bool = False,
+    shared_ledger: Path | None = None,
 ) -> RunResult:
     """Load the task, train, and leave the results in the folder `out`.
 
@@ -94,29 +97,44 @@ def run(
 
     `fit_batch_size` says that nobody chose the batch size: where the data are few, it becomes a fourth of them.
 
+    `shared_ledger` is a ledger that the runs on one data set share: the run goes on with the account in it, or begins
+    it. Target and budget, and the ε that is stated, are then those of the whole account. What cannot go on with it is
+    refused before anything is written (`require_shareable`).
+
     The folder is checked before data is read, and created once the data is known to suit the settings. Summary and
     model are written at the end of every epoch. Ctrl-C or SIGTERM ends the run after the running step; all files are
     then written as at a normal end, and the summary's `status` is "interrupted". A private run that was stopped in any
     way goes on by `resume`.
 
     Guarantee: the epsilon in summary.json is never below what the model beside it has cost.
+    Guarantee: in a shared ledger it is that of all runs in the account so far.
     """
     require_no_run(out)
     task = load_task_of(config)
     if fit_batch_size:
         config = with_fitting_batches(config, task)
-    require_fitting(config, task)
+    check_against_data(config, task)
     provenance = provenance_of(config.options.data, by)
+    account = None if shared_ledger is None else Account.joining(shared_ledger, out)
+    if account is not None:
+        require_shareable(account.ledger, config, task, provenance)
+    before = [] if account is None else spent_before(account)
+    check_budget(config, task, before)
     directory = RunDirectory.claim(out)
     directory.write_config(config_to_json(config))
     directory.write_provenance(provenance)
+    if account is not None:
+        write_data(account.ledger, config, provenance)
+        directory.write_account(account)
+        reporter.on_account(account.ledger, before)
     return carry_out(config, task, directory, reporter, loggers=loggers, share_uncovered=share_uncovered)
 
 
 def load_for(config: RunConfig) -> Task:
     """Return the task of a run, once all that the run needs is known to be there and to suit it."""
     task = load_task_of(config)
-    require_fitting(config, task)
+    check_against_data(config, task)
+    check_budget(config, task)
     return task
 
 
@@ -136,8 +154,7 @@ def require_fitting(config: RunConfig, task: Task) -> None:
 
 def with_fitting_batches(config: RunConfig, task: Task) -> RunConfig:
     """Return the settings with batches of at most a fourth of the data, of which the number is public."""
-    most = max(1, task.population // FEWEST_BATCHES)
-    return replace(config, batch_size=min(config.batch_size, most))
+    return replace(config, batch_size=fitting_batch_size(config.batch_size, task.population))
 
 
 def carry_out(
@@ -151,7 +168,8 @@ def carry_out(
 ) -> RunResult:
     """Train in a folder that holds the settings, from its checkpoint if there is one, to the planned end."""
     reporter.on_settings(config)
-    ledger = directory.ledger if config.privacy else None
+    account = directory.account
+    ledger = account.ledger if config.privacy else None
     prepared = prepare(config, task, ledger, _learned(directory))
     task = prepared.task
     if task.vocabulary_buckets is not None and not directory.vocabulary.exists():
@@ -194,7 +212,7 @@ def carry_out(
             on_resume=go_on,
             stop_requested=stop_requested,
         )
-        model, outcome = train(config, task, callbacks, ledger=ledger, checkpoint=checkpoint)
+        model, outcome = train(config, task, callbacks, ledger=ledger, phase=account.phase, checkpoint=checkpoint)
         write(model, outcome)
         delta = config.privacy.delta if config.privacy else None
         picture = draw_curves(outcome.measurements, title=title_of(config), delta=delta)

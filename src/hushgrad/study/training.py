@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from hushgrad import PrivacyEngine
 from hushgrad.errors import DatasetError, InvalidArgumentError
+from hushgrad.session.spending import steps_taken
 from hushgrad.study.augmentation import OverViews, mean_over_views
 from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.checkpointing import RunCheckpoint
@@ -38,13 +39,15 @@ def train(
     callbacks: Callbacks,
     *,
     ledger: Path | None = None,
+    phase: str | None = None,
     checkpoint: RunCheckpoint | None = None,
 ) -> tuple[nn.Module, RunOutcome]:
     """Train a model on a task and return it with the outcome; with `average_decay`, the average of its steps.
 
     A requested stop takes effect at the end of the running step; the outcome is then "interrupted" and exact for the
-    steps done. A ledger that holds the preparation of the task is continued: ε covers both. A private run goes on from
-    its `checkpoint`, if there is one already, and writes it after every measurement.
+    steps done. A ledger that holds the preparation of the task is continued: ε covers both; of one that other runs
+    share the run is the `phase` of that name, and ε covers all. A private run goes on from its `checkpoint`, if there
+    is one already, and writes it after every measurement.
 
     Raises DatasetError for a batch larger than the training set and InvalidArgumentError for δ ≥ 1/N, or for a task
     that is still to be prepared.
@@ -65,7 +68,7 @@ def train(
     if config.privacy is not None and task.releases:
         require_charged(ledger, task.releases)
     with _cpu_threads(config.threads):
-        return _train(config, task, callbacks, ledger, checkpoint)
+        return _train(config, task, callbacks, ledger, phase or (TRAINING if task.releases else None), checkpoint)
 
 
 def model_for(config: RunConfig, task: Task) -> nn.Module:
@@ -96,7 +99,12 @@ def _cpu_threads(count: int | None) -> Iterator[None]:
 
 
 def _train(
-    config: RunConfig, task: Task, callbacks: Callbacks, ledger: Path | None, checkpoint: RunCheckpoint | None
+    config: RunConfig,
+    task: Task,
+    callbacks: Callbacks,
+    ledger: Path | None,
+    phase: str | None,
+    checkpoint: RunCheckpoint | None,
 ) -> tuple[nn.Module, RunOutcome]:
     model = model_for(config, task).to(config.device)
     model, task, whole = with_features_computed_once(model, task, config.device, views=config.augmentations)
@@ -115,10 +123,9 @@ def _train(
     if config.privacy is None:
         return parts.released, run_loop(config, task, parts, None, planned_steps, callbacks)
     engine = PrivacyEngine(ledger=ledger)
-    phase = TRAINING if task.releases else None
     parts.batches = _make_private(engine, config, config.privacy, trained, optimizer, loader, task, phase)
     parts.criterion = engine.per_example(losses)
-    account = EpsilonCache(engine, config.privacy)
+    account = EpsilonCache(engine, config.privacy, engine.session.steps - steps_taken(ledger, phase))
     try:
         start = None
         if checkpoint is not None:

@@ -41,6 +41,17 @@ def test_settings_survive_the_way_to_json_and_back_unchanged(tmp_path):
             assert config_from_json(config_to_json(config)) == config
 
 
+def test_a_plan_says_whether_somebody_chose_the_batch_size():
+    """Where nobody did, the run has batches of at most a fourth of its data, as one of hushgrad train has."""
+    named = Subject("named", task="digits", settings={"batch_size": 700})
+    for subject, grid, is_fitted in (
+        (DIGITS, Grid(noise_multipliers=(1,)), True),
+        (DIGITS, Grid(noise_multipliers=(1,), batch_sizes=(700,)), False),
+        (named, Grid(noise_multipliers=(1,)), False),
+    ):
+        assert {run.job["fit_batch_size"] for run in make_plan("p", (subject,), grid).runs} == {is_fitted}
+
+
 def test_a_plan_survives_the_way_to_json_and_back():
     plan = make_plan("p", (DIGITS, Subject("own", function="m:f")), Grid(noise_multipliers=(0, 1)))
     again = SweepPlan.from_json(plan.to_json())

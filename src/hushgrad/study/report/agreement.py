@@ -57,6 +57,12 @@ def largest_epsilon(files: RunFiles, delta: float) -> float:
 def notices(files: RunFiles) -> list[str]:
     """Return what a reader should know about files that agree: which of them are ahead of others."""
     found = []
+    if files.phase is not None and files.ledger is not None:
+        others = files.ledger.steps - files.steps(files.ledger)
+        found.append(
+            f"The ledger is shared with other runs on the same data: {others} of its {files.ledger.steps} steps are "
+            f"theirs, and every figure of privacy here is of all of them"
+        )
     steps = files.said("steps")
     more = files.steps(files.ledger) - files.lost - steps if files.ledger and isinstance(steps, int) else 0
     if more > 0:

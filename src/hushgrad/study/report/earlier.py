@@ -14,7 +14,7 @@ from typing import Any
 from hushgrad._version import __version__
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import view_when
-from hushgrad.study.directory import from_json
+from hushgrad.study.directory import RunDirectory, from_json
 from hushgrad.study.report.comparison import Comparison
 from hushgrad.study.report.document import up
 from hushgrad.study.report.run_files import LEDGER, RunFiles
@@ -87,7 +87,7 @@ def _lost(privacy: dict[str, Any], files: RunFiles) -> bool:
     records, seen = end.get("records"), end.get("hash")
     if type(records) is not int or not isinstance(seen, str):
         return False
-    return files.ledger is None or view_when(files.folder / LEDGER, LedgerHead(records - 1, seen)) is None
+    return files.ledger is None or view_when(RunDirectory(files.folder).ledger, LedgerHead(records - 1, seen)) is None
 
 
 def _end(privacy: dict[str, Any]) -> dict[str, Any]:

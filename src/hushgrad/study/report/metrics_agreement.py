@@ -66,7 +66,7 @@ def spent_in_metrics(files: RunFiles, ledger: LedgerView, delta: float) -> Itera
         spent_on <= charged,
         {METRICS: plain(last["step"]), LEDGER: plain(charged)},
     )
-    spent = held_by(first(ledger.events, spent_on + files.prepared), delta, ledger.contract).epsilon
+    spent = held_by(first(ledger.events, spent_on + files.before), delta, ledger.contract).epsilon
     yield Comparison(
         "ε in metrics.jsonl and from the ledger",
         same(last["epsilon"], spent),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -334,7 +335,7 @@ def _recompute(facts: Facts) -> Section:
         told.insert(0, ("hash of the ledger's last record", end["hash"]))
     commands = [("hushgrad report --check FOLDER", "computes every number on this page anew from the run's files.")]
     if end is not None:
-        ask = "hushgrad epsilon --ledger ledger.jsonl --delta 1e-5"
+        ask = f"hushgrad epsilon --ledger {shlex.quote(facts['ledger_file'])} --delta 1e-5"
         commands.append((ask, "computes ε from the ledger alone."))
     return Section(
         "How to recompute it", commands=tuple(commands), facts=tuple(told), table=TextTable(("file", "SHA-256"), rows)

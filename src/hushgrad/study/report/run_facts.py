@@ -23,6 +23,7 @@ from hushgrad.checks.auditing.audit import recomputed
 from hushgrad.errors import AccountingError, InvalidArgumentError
 from hushgrad.printable import printable
 from hushgrad.study.configuration import DEFAULT_DELTA
+from hushgrad.study.directory import RunDirectory
 from hushgrad.study.provenance import file_digest
 from hushgrad.study.report.agreement import agreement, largest_epsilon, notices
 from hushgrad.study.report.assumptions import assumptions_of
@@ -94,6 +95,7 @@ def run_facts(
         "subgroups": _subgroups(summary),
         "outside_the_guarantee": list(summary.get("outside_the_guarantee", [])),
         "curves": _curves(files.measurements, uncovered),
+        "ledger_file": RunDirectory(folder).ledger.name,
         "files": {path.name: file_digest(path) for path in _files(folder)},
         "parameters": None if files.model is None else files.model.parameters,
         "assumptions": assumptions_of(files, contradictions=wrong),
@@ -275,5 +277,5 @@ def _curves(measurements: list[dict[str, Any]], uncovered: bool) -> list[dict[st
 
 
 def _files(folder: Path) -> list[Path]:
-    names = (LEDGER, MODEL, SUMMARY, METRICS, AUDIT)
-    return [folder / name for name in names if (folder / name).is_file()]
+    paths = [RunDirectory(folder).ledger, *(folder / name for name in (MODEL, SUMMARY, METRICS, AUDIT))]
+    return [path for path in paths if path.is_file()]

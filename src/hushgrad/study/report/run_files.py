@@ -15,6 +15,7 @@ from hushgrad.accounting.composition import Composition, count_steps, steps_of
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger, view_when
 from hushgrad.arguments import open_unit_interval
+from hushgrad.study.account import own_part, own_steps
 from hushgrad.study.directory import RunDirectory, kept_numbers
 from hushgrad.study.model_file import ModelContent, read_model
 from hushgrad.study.summary_file import damaged_summary, read_summary
@@ -31,6 +32,7 @@ class RunFiles:
     `known` is what the ledger said when it ended with the record whose hash the summary keeps; None where the summary
     keeps none (it is of an older version) or where the ledger never had that record. `is_torn`: whether the last line
     of the metrics was cut off while it was written. `class_counts`: the noised counts that weights follow from.
+    `phase`: the name of the run's part of a ledger that it shares with others; None where the ledger is its own.
     """
 
     folder: Path
@@ -41,6 +43,7 @@ class RunFiles:
     known: LedgerView | None
     is_torn: bool = False
     class_counts: tuple[float, ...] | None = None
+    phase: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> RunFiles:
@@ -48,12 +51,13 @@ class RunFiles:
         model = read_model(folder / MODEL)
         summary = read_summary(folder)
         measured = read_measurements(folder)
-        path = folder / LEDGER
+        account = RunDirectory(folder).account
+        path = account.ledger
         ledger = read_ledger(path) if path.exists() else None
         anchor = anchor_in(summary)
         counts = kept_numbers(RunDirectory(folder).class_counts, "counts")
         known = view_when(path, anchor) if ledger is not None and anchor is not None else None
-        return cls(folder, model, summary, measured.rows, ledger, known, measured.is_torn, counts)
+        return cls(folder, model, summary, measured.rows, ledger, known, measured.is_torn, counts, account.phase)
 
     def said(self, key: str) -> Any:
         """Return a value of the summary, None where it says nothing."""
@@ -87,12 +91,23 @@ class RunFiles:
         return lost_in(self.summary or {})
 
     def steps(self, ledger: LedgerView) -> int:
-        """Return the steps of training in `ledger`."""
-        return ledger.steps - self.prepared
+        """Return the run's steps of training in `ledger`."""
+        return len(own_steps(ledger, self.phase)) - self.prepared
+
+    @property
+    def before(self) -> int:
+        """How many steps the ledger holds before the run's first step of training."""
+        return 0 if self.ledger is None else own_steps(self.ledger, self.phase).start + self.prepared
+
+    def own(self, events: Composition) -> Composition:
+        """Return what the run's steps of training are among the first events of the ledger, and what came with them."""
+        if self.phase is None or self.ledger is None:
+            return events[1:] if self.prepared else events
+        return own_part(events, own_steps(self.ledger, self.phase))
 
     def noises(self, events: Composition) -> list[float]:
         """Return the noise multipliers of the steps of training among the first events of the ledger, each once."""
-        return sorted({event.noise_multiplier for event, _ in steps_of(events[1:] if self.prepared else events)})
+        return sorted({event.noise_multiplier for event, _ in steps_of(self.own(events))})
 
     def measured_accuracy(self) -> float | None:
         """Return the last test accuracy that was measured by the step which the summary and the model are of."""
@@ -113,9 +128,7 @@ class RunFiles:
             return self.known.events
         steps = self.said("steps")
         return (
-            first(self.ledger.events, steps + self.lost + self.prepared)
-            if isinstance(steps, int)
-            else self.ledger.events
+            first(self.ledger.events, steps + self.lost + self.before) if isinstance(steps, int) else self.ledger.events
         )
 
 

@@ -18,6 +18,7 @@ from hushgrad.accounting.conditions import (
 from hushgrad.accounting.guarantee import Guarantee, delta_text, guarantee
 from hushgrad.accounting.ledger.contract import OBSERVED, ONE_RECORD
 from hushgrad.accounting.ledger.view import LedgerView
+from hushgrad.study.account import own_contract
 from hushgrad.study.class_weights import balanced_weights, given_weights
 from hushgrad.study.report.comparison import Comparison, compared, shown
 from hushgrad.study.report.document import up
@@ -49,10 +50,11 @@ def summary_rows(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[
     """Compare each thing that the summary says with what the ledger says of it."""
     if files.summary is None:
         return
-    contract, steps = ledger.contract, files.said("steps")
+    then, steps = files.known or ledger, files.said("steps")
+    contract = own_contract(then, files.phase)
     described = files.described()
-    held = held_by(described, delta, contract)
-    charged = (count_steps(described) - files.prepared if files.known else files.steps(ledger)) - files.lost
+    held = held_by(described, delta, then.contract)
+    charged = (count_steps(described) - files.before if files.known else files.steps(ledger)) - files.lost
     ahead = files.known is None and anchor_in(files.summary) is None and not files.has_ended
     yield compared(
         "steps in summary.json and in the ledger",
@@ -72,7 +74,7 @@ def summary_rows(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[
         found = [event.noise_multiplier for event, _ in described[:1]]
         yield compared("σ of the vocabulary in summary.json and in the ledger", [counted], found)
     yield from _class_weights(files, described)
-    rates = {event.poisson_rate for event, _ in described if event.poisson_rate is not None}
+    rates = {event.poisson_rate for event, _ in files.own(described) if event.poisson_rate is not None}
     declared = [
         ("C", "max_grad_norm", contract.max_grad_norm),
         ("B", "expected_batch_size", contract.expected_batch_size),

@@ -107,7 +107,8 @@ class PlannedRun:
     """One run of a sweep: what it belongs to and how it is started.
 
     `name` is its folder's name; `series` the label together with the settings that vary beside noise and seed;
-    `aim` what it is asked for ("σ=1", "ε=3", "ordinary"). `job` is {"config": …} for a task and
+    `aim` what it is asked for ("σ=1", "ε=3", "ordinary"). `job` is {"config": …,
+    "fit_batch_size": …} for a task (whether nobody chose the batch size: few data make it smaller) and
     {"function": …, "trial": …} for a function.
     """
 
@@ -254,7 +255,7 @@ def _task_job(subject: Subject, point: dict[str, Any], aim: _Aim, seed: int, gri
             cure=f"Choose from {', '.join(sorted(RunConfig.__dataclass_fields__))}",
         )
     config = replace(suggested_run(subject.task, privacy=privacy, options=subject.options, model=model), **settings)
-    return {"config": config_to_json(config)}
+    return {"config": config_to_json(config), "fit_batch_size": "batch_size" not in settings}
 
 
 def config_of(run: PlannedRun) -> RunConfig | None:

@@ -36,7 +36,8 @@ def work(job: dict[str, Any], out: Path, threads: int) -> str:
         return "completed"
     if can_go_on(out):
         return resume(out, changes={"threads": threads}).outcome.status
-    return run(replace(config_from_json(job["config"]), threads=threads), out).outcome.status
+    config = replace(config_from_json(job["config"]), threads=threads)
+    return run(config, out, fit_batch_size=job.get("fit_batch_size", False)).outcome.status
 
 
 def _die_with_the_sweep() -> None:
