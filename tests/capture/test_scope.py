@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError, PrivacyUnitError
+from hushgrad.torch_internals import EagerCode, order_modes
 
 
 class Mixes(nn.Module):
@@ -136,6 +138,10 @@ class Graphs:
 
     def __init__(self) -> None:
         torch._dynamo.reset()
+        gc.collect()
+        for key, who in list(EagerCode._wanted.items()):  # loops of earlier tests that were left in an item
+            EagerCode._release(key, who)
+        order_modes([])
         self.made: list[list[str]] = []
 
     def __call__(self, graph: Any, inputs: Any) -> Any:
