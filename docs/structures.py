@@ -33,8 +33,9 @@ The last column is the same program in Opacus 1.6.0: validated and wrapped as it
 way of computing per-example gradients, then one `step()` of its optimizer. *Fails* means an exception in the loop;
 *wrong* means that it ran through, and what it would have clipped is not the gradient of a record.
 
-`torch.compile` gives right gradients and no speed: what is captured runs outside of the compiled code, after some
-recompilations without it. Compile the parts of a model that have no trainable parameters.
+`torch.compile(model)` gives right gradients and no speed: a forward that is captured runs as it is, also its compiled
+parts. What the loop computes around it is compiled, evaluations are too (docs/performance.md). Compile what the loop
+calls before the model: augmentation, a frozen backbone.
 
 A record's gradient may be exact and training still not private: the two `Embedding` options that are refused here move
 weights without noise, or divide a record's gradient by what other records looked up.

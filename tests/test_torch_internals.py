@@ -362,6 +362,57 @@ def test_what_was_compiled_is_known_and_what_it_was_made_of() -> None:
     assert insides.compiled_from(double) is None
     assert insides.is_compiled(torch.compile(nn.Linear(2, 2), backend="eager"))
     assert not insides.is_compiled(nn.Linear(2, 2))
+    in_place = nn.Linear(2, 2)
+    assert not insides.calls_compiled(in_place)
+    in_place.compile(backend="eager")
+    assert insides.calls_compiled(in_place)
+    assert not insides.is_compiled(in_place)
+    assert insides.calls_compiled(torch.compile(nn.Linear(2, 2), backend="eager"))
+
+
+def test_what_stops_the_compiler_stops_it_until_its_call_ends_or_it_goes_on() -> None:
+    torch._dynamo.reset()
+    for key, who in list(insides.EagerCode._wanted.items()):  # loops of earlier tests that were left in an item
+        insides.EagerCode._release(key, who)
+    insides.order_modes([])
+    seen: list[list[str]] = []
+    by: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        seen.append([node.name for node in graph.graph.nodes if node.op.startswith("call")])
+        return graph.forward
+
+    def stop() -> None:
+        by.append(insides.stop_compiling())
+
+    def go_on() -> None:
+        insides.go_on_compiling(by.pop())
+
+    insides.never_compiled(stop)
+    insides.never_compiled(go_on)
+
+    def stopped(x: Tensor) -> Tensor:
+        y = x + 1
+        stop()
+        return y * 2
+
+    def stopped_and_gone_on(x: Tensor) -> Tensor:
+        y = x - 1
+        stop()
+        y = y * 2
+        go_on()
+        return ends(y)
+
+    def ends(y: Tensor) -> Tensor:
+        return y.sin()
+
+    x = torch.ones(3)
+    assert insides.stop_compiling() is None
+    for _ in range(2):
+        assert torch.equal(torch.compile(stopped, backend=backend)(x), torch.full((3,), 4.0))
+    assert by[0] is not None
+    assert torch.equal(torch.compile(stopped_and_gone_on, backend=backend)(x), torch.zeros(3))
+    assert seen == [["y"], ["y"], ["sin"]]  # what is before the stop, and what is called after going on
 
 
 def test_hooks_that_only_look_are_told_from_others() -> None:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.eval_frame import set_eval_frame
 from torch._ops import OpOverload
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.autograd import Variable, forward_ad
@@ -287,6 +288,33 @@ def is_compiled(module: nn.Module) -> bool:
     return type(module).__module__ == COMPILER
 
 
+def calls_compiled(module: nn.Module) -> bool:
+    """Return whether a call of this module itself runs code that is compiled: also after `module.compile()`."""
+    return is_compiled(module) or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def stop_compiling() -> Any:
+    """Have all code of this thread run as it is, until the compiled call around it ends; return what compiled it.
+
+    That is None where nothing does. What Python calls from here on is neither compiled nor looked up.
+    """
+    return set_eval_frame(None)
+
+
+def go_on_compiling(by: Any) -> None:
+    """Have code of this thread compiled again, within the call in which `stop_compiling` returned `by`."""
+    set_eval_frame(by)
+
+
+def never_compiled(function: Callable[..., Any]) -> None:
+    """Have compiled code call a function as it is, with whatever it does to the compiler of its thread.
+
+    What `torch.compiler.disable` makes of one undoes that. Without effect where nothing can be compiled yet.
+    """
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.decorators.skip(function)
+
+
 class EagerCode:
     """Has what a loop compiled run eagerly, as long as anybody wants it so.
 
@@ -317,7 +345,11 @@ class EagerCode:
             cls._wanted.pop(key, None)
         if not cls._wanted and cls._former is not None:
             former, cls._former = cls._former, None
-            former.__exit__(None, None, None)
+            by = stop_compiling()  # torch lets no code that it compiles say how it is to run
+            try:
+                former.__exit__(None, None, None)
+            finally:
+                go_on_compiling(by)
 
 
 def keeps_some_values() -> bool:

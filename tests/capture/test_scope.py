@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError, PrivacyUnitError
+from hushgrad.torch_internals import EagerCode, order_modes
 
 
 class Mixes(nn.Module):
@@ -129,6 +131,78 @@ def test_a_forward_that_is_left_by_an_exception_has_no_effect_afterwards(failure
     assert_same(attached.sums(), wanted(model, lambda m, i: losses(m(x[i : i + 1])).sum()))
     attached.scope.detach()
     assert torch.overrides._get_current_function_mode_stack() == []
+
+
+class Graphs:
+    """A backend that compiles nothing and keeps what it was given: the operators of each graph."""
+
+    def __init__(self) -> None:
+        torch._dynamo.reset()
+        gc.collect()
+        for key, who in list(EagerCode._wanted.items()):  # loops of earlier tests that were left in an item
+            EagerCode._release(key, who)
+        order_modes([])
+        self.made: list[list[str]] = []
+
+    def __call__(self, graph: Any, inputs: Any) -> Any:
+        self.made.append([node.name for node in graph.graph.nodes if node.op.startswith("call")])
+        return graph.forward
+
+    def taken(self) -> list[list[str]]:
+        made, self.made = self.made, []
+        return made
+
+
+def words() -> nn.Module:
+    layers = nn.Embedding(9, 4), nn.LayerNorm(4), nn.Linear(4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6, 2)
+    return nn.Sequential(*layers).double()
+
+
+def test_a_captured_forward_runs_as_it_is_in_a_compiled_call_and_the_code_around_it_is_compiled() -> None:
+    graphs = Graphs()
+    attached = Attached(words())
+    model = attached.model
+
+    def around(ids: Tensor) -> Tensor:
+        return losses(model(ids) * 2)
+
+    compiled = torch.compile(around, backend=graphs)
+    for _ in range(2):
+        ids = torch.randint(9, (B, 2))
+        compiled(ids).sum().backward()
+        assert_same(attached.sums(), wanted(model, lambda m, i: losses(m(ids[i : i + 1]) * 2).sum()))  # noqa: B023
+    assert graphs.taken() == [["mul", "flatten", "sin", "sum_1"]]
+    with torch.no_grad():
+        compiled(ids)
+    assert len(graphs.taken()) == 1  # of the whole evaluation
+    attached.scope.detach()
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, ValueError])
+def test_parts_that_are_compiled_run_as_they_are_in_a_captured_forward_and_nowhere_else(
+    failure: type[BaseException],
+) -> None:
+    graphs = Graphs()
+    frozen = torch.compile(nn.Linear(4, 4).double().requires_grad_(False), backend=graphs)
+    stop = [True]
+
+    def forward(m: Model, x: Tensor) -> Tensor:
+        h = m.frozen(x).tanh()
+        if stop[0]:
+            raise failure
+        return m.head(h)
+
+    attached = Attached(Model(forward, frozen=frozen, head=nn.Linear(4, 2).double()))
+    model, x = torch.compile(attached.model, backend=graphs), batch()
+    with pytest.raises(failure):
+        model(x)
+    stop[0] = False
+    losses(model(x)).sum().backward()
+    assert_same(attached.sums(), wanted(attached.model, lambda m, i: losses(m(x[i : i + 1])).sum()))
+    assert graphs.taken() == []
+    frozen(x)
+    assert graphs.taken() == [["linear"]]
+    attached.scope.detach()
 
 
 def test_an_exception_that_the_forward_handles_itself_changes_nothing() -> None:

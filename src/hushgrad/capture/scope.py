@@ -26,7 +26,16 @@ from hushgrad.capture.running import LivingArguments, RunningCall
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError, UnsupportedModelError
-from hushgrad.torch_internals import parameters_of, top_mode, unseen
+from hushgrad.torch_internals import (
+    EagerCode,
+    calls_compiled,
+    go_on_compiling,
+    never_compiled,
+    parameters_of,
+    stop_compiling,
+    top_mode,
+    unseen,
+)
 from hushgrad.torch_sharding import companions, fully_sharded, is_one_of_many, is_part, parallel_meshes
 
 # Frames between `RunningCall.is_running` and the code that calls a module (hook, torch's three) or an operator.
@@ -50,13 +59,15 @@ class CallObserver(Protocol):
 class _Open:
     """An outermost forward that is being captured, in the thread that runs it.
 
-    `entered` are the modules whose calls have begun and not ended, as far as hooks tell.
+    `entered` are the modules whose calls have begun and not ended, as far as hooks tell. `compiler` is what compiles
+    the code around it, and is to go on with that afterwards; None where nothing does.
     """
 
     mode: CaptureMode
     call: RunningCall
     left: Callable[[Any, bool], None]
     entered: list[nn.Module] = field(default_factory=list)
+    compiler: Any = None
 
 
 class _Here(threading.local):
@@ -107,6 +118,8 @@ class Scope:
         self.decides_by_numbers = False
         """Whether a captured forward that selects rows by the batch's values took numbers of the batch out of torch."""
         self._handles: list[RemovableHandle] = []
+        self._has_compiled = any(map(calls_compiled, model.modules()))
+        never_compiled(Scope._begin)
         for module in model.modules():
             if any(parameter.requires_grad for parameter in module.parameters()):
                 before, after = _Entering(self), _Leaving(self)
@@ -179,11 +192,17 @@ class Scope:
             self.leave_if_stale()
         if self.paused or not torch.is_grad_enabled():
             return None
+        return self._begin(module, args, kwargs)
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Begin to capture, out of what a loop compiles: the mode and the rules are no code of the loop's."""
+        compiler = stop_compiling()
         held: list[Tensor] = []
         leaves = self._leaves(held)
         if (transform := transform_in_force()) is not None:
             if leaves:
                 refuse_transforms(transform, next(iter(leaves.values())).name)
+            go_on_compiling(compiler)
             return None
         pool, observer = (self._pool, self._observer) if self._instead is None else (self._instead, None)
         token = None if observer is None else observer.entering(module, args, kwargs)
@@ -194,8 +213,11 @@ class Scope:
         call = RunningCall()
         forward = ForwardContext(pool, self._anchor, axes, leaves, batch_size, held, self.registered)
         mode = CaptureMode(forward, partial(call.is_running, CALLER_OF_OPERATOR))
-        begun = _Open(mode, call, _nobody if observer is None else partial(observer.left, token), [module])
+        left = _nobody if observer is None else partial(observer.left, token)
+        begun = _Open(mode, call, left, [module], compiler)
         self._here.open = begun
+        if self._has_compiled:
+            EagerCode.want(begun)
         mode.__enter__()  # type: ignore[no-untyped-call]
         return args, LivingArguments(kwargs, partial(self._let_go, weakref.ref(begun)))
 
@@ -236,6 +258,7 @@ class Scope:
         finally:
             self._exit(begun)
         begun.left(output, context.hangs_hooks)
+        go_on_compiling(begun.compiler)
 
     def _let_go(self, reference: weakref.ref[_Open], frame: FrameType | None) -> None:
         """The arguments of a call are gone, as `frame` ran: its hooks have run, or never will."""
@@ -293,6 +316,8 @@ class Scope:
         for other in reversed(above):
             other.__enter__()  # type: ignore[no-untyped-call]
         mode.end()
+        if self._has_compiled:
+            EagerCode.release(begun)
 
 
 def _require_here(output: Any) -> None:
