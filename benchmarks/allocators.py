@@ -2,7 +2,8 @@
 
 Whether glibc gives memory that a step freed back to the system depends on what else lies on the heap, so that in an
 interleaved run it is chance which contestant pays for mapping it in again. "steady" keeps it, for all of them. glibc
-reads its settings when a process starts.
+reads its settings when a process starts. Under "default" a session has it kept from its set-up on
+(`hushgrad.freed_memory`), in the whole process and so for the contestants that step in turn with it, too.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def write_between_markers(path: Path, content: str) -> None:
 def _procedure(results: Results) -> str:
     allocator = {
         "steady": "the allocator keeps freed memory, for all contestants alike",
-        "default": "the allocator has its default settings",
+        "default": "the allocator has its default settings, but for what a session changes in the process",
     }[results.allocator]
     return (
         f"Medians of {results.pairs} paired ratios to the ordinary step, interleaved, with 95% intervals; "

@@ -26,6 +26,7 @@ GRADIENT_HALF = (
     "torch_internals",
     "torch_sharding",
     "low_mode",
+    "freed_memory",
     "clipping",
     "kernels",
     "noise",

@@ -22,6 +22,7 @@ from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.clipping import known as clip_rules
 from hushgrad.errors import InvalidArgumentError, UnprovenMechanismError
+from hushgrad.freed_memory import keep_freed_memory
 from hushgrad.gradients.contribution import Plan
 from hushgrad.gradients.machine import NO_LIMIT
 from hushgrad.guards.compatibility import require_module, require_trainable_privately
@@ -117,6 +118,8 @@ def set_up(
             spending.trust([*_third_parties(mechanism, plan), *watching.conditions])
             spending.uncounted = members.steps_elsewhere()
             noise_backend()  # compiled, where it is, before anything is charged
+            if any(parameter.device.type == "cpu" for parameter in parameters.values()):
+                keep_freed_memory()
             plan = plan or Plan.of_device(next(iter(parameters.values())).device)
             _require_kept_operands(mechanism, plan)
             # Asks the clip rule and the noise, whose code may fail: before anything is put on the model.
