@@ -87,7 +87,7 @@ def with_opacus(config: RunConfig, task: Task) -> dict[str, Any]:
     model, task, _ = with_features_computed_once(model, task, "cpu")
     if isinstance(model, Transformer):
         # The same network and parameters; Opacus' rule for embeddings needs the positions once per example.
-        model.places = _places_of_each  # type: ignore[method-assign]
+        model.places = places_of_each  # type: ignore[method-assign]
     optimizer = OPTIMIZERS[config.optimizer](model.parameters(), config.learning_rate, config.momentum)
     loader = DataLoader(task.train, batch_size=config.batch_size)
     began = time.perf_counter()
@@ -125,7 +125,8 @@ def with_opacus(config: RunConfig, task: Task) -> dict[str, Any]:
     }
 
 
-def _places_of_each(numbers_BT: Tensor) -> Tensor:
+def places_of_each(numbers_BT: Tensor) -> Tensor:
+    """Return the numbers of the positions for every example, [B, T]: `Transformer.places` has them once."""
     return torch.arange(numbers_BT.shape[1]).expand_as(numbers_BT).contiguous()
 
 
