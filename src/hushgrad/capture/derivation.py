@@ -185,7 +185,7 @@ class _Guard(torch.autograd.Function):
             where=ctx.leaf_name,
             cure=ctx.context.hidden_line
             or "Use it inside the forward together with data. Replace a weight penalty by the optimizer's "
-            "weight_decay, or declare it: session.regularizer(fn, weight=...). If it did meet the batch, pass it "
-            "to the model as tensors (in tuples, dictionaries or dataclasses), and use torch's own operators there, "
-            "not a scripted or traced part",
+            "weight_decay, or declare it: session.regularizer(fn, weight=...). If it did meet the batch, as texts or "
+            "lists of numbers, pass these to the model as tensors (in tuples, dictionaries or dataclasses), and use "
+            "torch's own operators there, not a scripted or traced part",
         )
