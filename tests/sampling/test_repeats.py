@@ -68,8 +68,6 @@ REPEATED: dict[str, Callable[[], Dataset[Any]]] = {
     "subsets that overlap": lambda: twice(lambda data: Subset(data, [COUNT - 1])),
     "a subset of a subset": lambda: Subset(Subset(base(), [5, 6, 5]), [0, 2]),
     "a subset of joined ones": lambda: Subset(ConcatDataset([base(), base()]), [2, 2 + COUNT]),
-    "one object several times in a list": lambda: [*(records := list(zip(X, Y, strict=True))), *[records[5]] * 5],  # type: ignore[dict-item]
-    "one object in two lists": lambda: ConcatDataset([records := [{"x": x} for x in X], records[3:4]]),  # type: ignore[list-item]
     "within a wrapper": lambda: Altered(Altered(Subset(base(), [1, 1]))),
 }
 
@@ -88,9 +86,6 @@ EACH_ONCE: dict[str, Callable[[], Dataset[Any]]] = {
     "equal values": lambda: ConcatDataset([base(), TensorDataset(X.clone(), Y)]),
     "two datasets side by side": lambda: StackDataset(base(), base()),
     "keys that are no numbers": lambda: Subset({"a": 1, "b": 2}, ["a", "b"]),  # type: ignore[arg-type, list-item]
-    "a list of equal numbers and texts": lambda: [1, 1, "a", "a", (2, "b"), (2, "b")],  # type: ignore[dict-item]
-    "a list of equal tensors": lambda: [torch.ones(2), torch.ones(2)],  # type: ignore[dict-item]
-    "a subset of a list that leaves repeated ones out": lambda: Subset([x := X[0], x, X[1]], [1, -1]),  # type: ignore[arg-type]
     "none": lambda: Subset(base(), []),
 }
 

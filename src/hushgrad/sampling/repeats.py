@@ -5,7 +5,7 @@ A record at k indices is drawn by each of them and moves the clipped sum by k ti
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ class _Piece(NamedTuple):
 
 
 def require_each_once(dataset: Any, users: UserIds | None = None) -> None:
-    """Refuse a dataset with a record at several indices, by `Subset`, `ConcatDataset`, lists and others around these.
+    """Refuse a dataset that has a record at several indices, by `Subset`, `ConcatDataset` and datasets around others.
 
     A dataset of another kind that holds exactly one dataset, of its own length, is taken to hand out record i of that
     as its own record i. What any other does with an index (`data[i % n]`) is its own and cannot be told.
@@ -61,14 +61,13 @@ def require_each_once(dataset: Any, users: UserIds | None = None) -> None:
 def _refusal(*, is_of_users: bool) -> DuplicateRecordError:
     if is_of_users:
         return DuplicateRecordError(
-            "it has records several times (Subset, ConcatDataset, one object several times in a list), as records of "
-            "different users",
+            "it has records several times (Subset, ConcatDataset), as records of different users",
             where="the dataset",
             cure="Give all places of one record the same user, or take each record once",
         )
     return DuplicateRecordError(
-        "it has records several times (Subset, ConcatDataset, one object several times in a list), so that one of them "
-        "would count several times for what is charged for one",
+        "it has records several times (Subset, ConcatDataset), so that one of them would count several times for what "
+        "is charged for one",
         where="the dataset",
         cure="Take each record once (more passes over the data, or a higher rate), and weight its loss by what follows "
         "from it alone; or draw whole people with all their records: UserSampling(users=...) with one id for all "
@@ -77,7 +76,7 @@ def _refusal(*, is_of_users: bool) -> DuplicateRecordError:
 
 
 def _has_parts(dataset: Any) -> bool:
-    return isinstance(dataset, Subset | ConcatDataset | list | tuple) or _inner(dataset) is not None
+    return isinstance(dataset, Subset | ConcatDataset) or _inner(dataset) is not None
 
 
 def _inner(dataset: Any) -> Any:
@@ -110,26 +109,8 @@ def _pieces(dataset: Any, chosen: Numbers, places: Numbers, depth: int) -> Itera
             yield from _pieces(part, chosen[here] - (ends[number - 1] if number else 0), places[here], depth + 1)
     elif inner is not None:
         yield from _pieces(inner, chosen, places, depth + 1)
-    elif isinstance(dataset, (list, tuple)):
-        yield from _pieces_of_memory(dataset, chosen, places)
     else:
         yield _Piece(_name(dataset), chosen, places)
-
-
-def _pieces_of_memory(dataset: Sequence[Any], chosen: Numbers, places: Numbers) -> Iterator[_Piece]:
-    """Yield the records of a list by the objects that they are; numbers and texts, which Python shares, by place."""
-    chosen = np.where(chosen < 0, chosen + len(dataset), chosen)
-    is_object = np.fromiter((_is_object(dataset[index]) for index in chosen), bool, len(chosen))
-    objects = np.fromiter((id(dataset[index]) for index in chosen[is_object]), np.int64, int(is_object.sum()))
-    yield _Piece("objects", objects, places[is_object])
-    yield _Piece(id(dataset), chosen[~is_object], places[~is_object])
-
-
-def _is_object(record: Any) -> bool:
-    """Whether a record that stands twice in a list was put there twice, and is not merely equal to another one."""
-    if isinstance(record, tuple):
-        return any(map(_is_object, record))
-    return not isinstance(record, (type(None), bool, int, float, complex, str, bytes, np.generic))
 
 
 def _name(dataset: Any) -> Hashable:
