@@ -113,7 +113,7 @@ def run(
     task = load_task_of(config)
     if fit_batch_size:
         config = with_fitting_batches(config, task)
-    check_against_data(config, task)
+    require_fitting(config, task)
     provenance = provenance_of(config.options.data, by)
     account = None if shared_ledger is None else Account.joining(shared_ledger, out)
     if account is not None:
@@ -133,7 +133,7 @@ def run(
 def load_for(config: RunConfig) -> Task:
     """Return the task of a run, once all that the run needs is known to be there and to suit it."""
     task = load_task_of(config)
-    check_against_data(config, task)
+    require_fitting(config, task)
     check_budget(config, task)
     return task
 
@@ -145,9 +145,8 @@ def load_task_of(config: RunConfig) -> Task:
 
 
 def require_fitting(config: RunConfig, task: Task) -> None:
-    """Raise what is wrong with the settings of a run for these data."""
+    """Raise what is wrong with the settings of a run for these data, but for its budget."""
     check_against_data(config, task)
-    check_budget(config, task)
     if config.base is not None:
         model_for(config, task)  # rather now than in a folder that was claimed
 
