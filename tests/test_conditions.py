@@ -263,7 +263,7 @@ def test_sixteen_bits_in_batches_of_drawn_sizes_are_a_condition(
 
 def test_what_the_probe_could_not_examine_is_a_condition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = run(tmp_path / "ledger")
-    engine.session._parts.probe._note(["a part: its random numbers could not be silenced"])
+    engine.session._parts.probe._on_trust.note(["a part: its random numbers could not be silenced"])
     assert names(engine) == ["not examined"]
     assert "not examined: a part: its random numbers" in str(engine.guarantee(1e-5)).lower()
 

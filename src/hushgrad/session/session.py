@@ -40,7 +40,7 @@ from hushgrad.errors import (
 )
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
-from hushgrad.guards.probing.probe import ProbeReport
+from hushgrad.guards.probing.batch_probe import ProbeReport
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import Mechanism
 from hushgrad.notebook import facts

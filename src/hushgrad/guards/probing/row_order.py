@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.accounting.conditions import ORDER_OF_ROWS, ROWS_OF_USERS, Condition
-from hushgrad.errors import ProtocolError
+from hushgrad.errors import PrivacyUnitError, ProtocolError
 from hushgrad.guards.probing.trees import tensors_at
 
 
@@ -94,10 +94,18 @@ class RowOrder:
         """The item is done."""
         self._item = None
 
-    @property
-    def always(self) -> KnownByPlace | None:
-        """What is known by place in every item, if anything is."""
-        return next((known for known in self._told if known.always), None)
+    def require_kept(self, *, reorders: bool) -> None:
+        """Refuse a loop that `reorders` the rows of items where something is known by their place in every item.
+
+        Raises:
+            PrivacyUnitError: it gives the model the rows in another order than the loader's.
+        """
+        known = next((known for known in self._told if known.always), None)
+        if known is not None and reorders:
+            raise PrivacyUnitError(
+                f"the loop gives the model the rows of an item in another order than the loader's, and {known.what}",
+                cure=f"Keep the order of the rows, or {known.cure}",
+            )
 
     @property
     def on_trust(self) -> tuple[Condition, ...]:
