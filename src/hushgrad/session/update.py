@@ -319,7 +319,8 @@ class Update:
     ) -> None:
         clip, std = self.clip_of(mechanism), mechanism.noise_std
         chosen = self._tables.choose(mechanism, number)
-        updates, noised = self._updates(trained, sums, number, mechanism, chosen)
+        spread = distributed_among(trained)
+        updates, noised = self._updates(trained, spread, sums, number, mechanism, chosen)
         count = None
         if noised is not None:
             noised = noised * mechanism.divisor
@@ -327,7 +328,6 @@ class Update:
             self.norm.move(noised, mechanism)
         count_std = None if clip.count_relative is None else std * clip.count_relative
         self.written = Written({name: std * clip.relative[name] for name in trained}, count, count_std)
-        spread = distributed_among(trained)
         for name, parameter in trained.items():
             if name in chosen:
                 values = _in_dtype(updates[name], parameter.dtype, not std > 0)
@@ -340,6 +340,7 @@ class Update:
     def _updates(
         self,
         trained: Mapping[str, nn.Parameter],
+        spread: Collection[str],
         sums: dict[str, Tensor],
         number: int,
         mechanism: Mechanism,
@@ -347,12 +348,12 @@ class Update:
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return by what each parameter is updated, its part in this process; and the count of an adaptive clip rule.
 
-        Of a table of which some rows are `chosen` it is what these are updated by, `[k, d]`.
+        Of a table of which some rows are `chosen` it is what these are updated by, `[k, d]`. Those that are `spread`
+        lie on several processes.
 
         Each sum is divided by its relative noise, gets noise as all others do, and is multiplied by it again.
         """
         scattered, clip, has_noise = self._scattered, self.clip_of(mechanism), mechanism.noise_std > 0
-        spread = distributed_among(trained)
         names = [name for name in trained if scattered is None or name not in scattered.names]
         totals = [
             self._tables.sum_of(name, chosen[name], sums.pop(name, None))
