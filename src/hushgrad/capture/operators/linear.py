@@ -151,7 +151,5 @@ def _value(leaf: TrackedTensor | None, tensor: Tensor | None) -> Tensor | None:
     return leaf.value if leaf is not None else tensor
 
 
-def _first_name(weight: TrackedTensor | None, bias: TrackedTensor | None) -> str:
-    leaf = bias if weight is None else weight
-    assert leaf is not None  # a rule is asked where a leaf is used, and data is none
-    return leaf.name
+def _first_name(*leaves: TrackedTensor | None) -> str:
+    return next(leaf.name for leaf in leaves if leaf is not None)
