@@ -9,7 +9,7 @@ needs it: torch.distributed.tensor takes a second.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
@@ -36,6 +36,14 @@ def is_distributed(tensor: Tensor) -> bool:
     """Return whether a tensor lies on several processes, and an operation on it may be a message between them."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def distributed_among(tensors: Mapping[str, Tensor]) -> frozenset[str]:
+    """Return the names of those that lie on several processes: for many tensors, one call in place of one for each."""
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is None:
+        return frozenset()
+    return frozenset([name for name, tensor in tensors.items() if isinstance(tensor, module.DTensor)])
 
 
 def local_part(tensor: Tensor) -> Tensor:

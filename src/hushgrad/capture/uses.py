@@ -117,12 +117,15 @@ class UsePool:
             self.in_turn.add(name, contribution)
             return
         task = current_graph_task()
-        if task not in self._running:
-            self._running[task] = {}
+        running = self._running.get(task)
+        if running is None:
+            running = self._running[task] = {}
             # A backward inside that one (a part that checkpointing runs again) has a task of its own.
             is_undivided = bool(self._undivided_tasks)
             call_after_backward(lambda: self._finish(task, is_undivided))
-        uses = self._running[task].setdefault(name, _Uses())
+        uses = running.get(name)
+        if uses is None:
+            uses = running[name] = _Uses()
         gradients = contribution.formed(self._plan)
         if gradients is None:
             uses.factored.append(contribution)
@@ -152,7 +155,9 @@ class UsePool:
             own(uses.factored for uses in recorded.values())
         with self._joining:  # backwards may end in several threads
             for name, uses in recorded.items():
-                self._finished.setdefault(name, _Uses()).join(uses)
+                before = self._finished.setdefault(name, uses)
+                if before is not uses:
+                    before.join(uses)
             self.backwards += 1
             self.undivided += is_undivided
         if self._on_backward is not None:

@@ -13,7 +13,7 @@ from hushgrad.gradients.placement import Put
 from hushgrad.gradients.rounding import squared_norms
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen, which takes three times as long to make: there is one for each use
 class Dense(Contribution):
     """`gradients[i]` is the gradient of example i: `[B, *shape]`."""
 

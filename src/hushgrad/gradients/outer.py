@@ -20,7 +20,7 @@ from hushgrad.gradients.rounding import LONG, POSITIONS, SMALL, WIDE, WIDTH, Siz
 SMALLEST_BLOCK = 32
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen, which takes three times as long to make: there is one for each use
 class OuterProducts(Factored):
     """`G_i = Σ_t left[i, t] ⊗ right[i, t]`, a `[p, d]` matrix per example; left `[B, T, p]`, right `[B, T, d]`."""
 

@@ -32,7 +32,7 @@ from hushgrad.session.adaptive_norm import AdaptiveNorm
 from hushgrad.session.draws import Draw, draws_of, owners_of_their_memory
 from hushgrad.session.scattered import ScatteredSums
 from hushgrad.session.sparse_tables import SparseTables
-from hushgrad.torch_sharding import device_of, is_distributed, like, local_part
+from hushgrad.torch_sharding import device_of, distributed_among, like, local_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +319,8 @@ class Update:
     ) -> None:
         clip, std = self.clip_of(mechanism), mechanism.noise_std
         chosen = self._tables.choose(mechanism, number)
-        updates, noised = self._updates(trained, sums, number, mechanism, chosen)
+        spread = distributed_among(trained)
+        updates, noised = self._updates(trained, spread, sums, number, mechanism, chosen)
         count = None
         if noised is not None:
             noised = noised * mechanism.divisor
@@ -332,12 +333,14 @@ class Update:
                 values = _in_dtype(updates[name], parameter.dtype, not std > 0)
                 parameter.grad = self._tables.update_of(name, chosen[name], values)
                 continue
-            local = local_part(parameter)
-            parameter.grad = like(parameter, _laid_out_as(local, updates[name].to(local.device), not std > 0))
+            local = local_part(parameter) if name in spread else parameter
+            update = _laid_out_as(local, updates[name].to(local.device), not std > 0)
+            parameter.grad = like(parameter, update) if name in spread else update
 
     def _updates(
         self,
         trained: Mapping[str, nn.Parameter],
+        spread: Collection[str],
         sums: dict[str, Tensor],
         number: int,
         mechanism: Mechanism,
@@ -345,18 +348,21 @@ class Update:
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return by what each parameter is updated, its part in this process; and the count of an adaptive clip rule.
 
-        Of a table of which some rows are `chosen` it is what these are updated by, `[k, d]`.
+        Of a table of which some rows are `chosen` it is what these are updated by, `[k, d]`. Those that are `spread`
+        lie on several processes.
 
         Each sum is divided by its relative noise, gets noise as all others do, and is multiplied by it again.
         """
-        scattered, clip = self._scattered, self.clip_of(mechanism)
+        scattered, clip, has_noise = self._scattered, self.clip_of(mechanism), mechanism.noise_std > 0
         names = [name for name in trained if scattered is None or name not in scattered.names]
         totals = [
-            self._tables.sum_of(name, chosen[name], sums.pop(name, None)) if name in chosen else self._total(sums, name)
+            self._tables.sum_of(name, chosen[name], sums.pop(name, None))
+            if name in chosen
+            else self._total(sums, name, is_spread=name in spread)
             for name in names
         ]
-        relative = [clip.relative[name] if mechanism.noise_std > 0 else 1.0 for name in names]
-        splits = [Shards.of(trained[name], self._grid) for name in names]
+        relative = [clip.relative[name] if has_noise else 1.0 for name in names]
+        splits = [Shards.of(trained[name], self._grid) if name in spread else None for name in names]
         owners = [self._owners[name] for name in names]
         if clip.count_relative is not None and totals:
             totals.append(self.norm.take(totals[0].device))
@@ -445,9 +451,9 @@ class Update:
         [noised] = mechanism.updates(self._noise, [Noised(own, address, overwrite=False)])
         return noised
 
-    def _total(self, sums: dict[str, Tensor], name: str) -> Tensor:
+    def _total(self, sums: dict[str, Tensor], name: str, *, is_spread: bool) -> Tensor:
         parameter, total = self._parameters[name], sums.pop(name, None)
-        if is_distributed(parameter):  # of one dtype in every process, and on the device that it is computed on
+        if is_spread:  # of one dtype in every process, and on the device that it is computed on
             device, dtype = device_of(parameter), accumulation_dtype(parameter.dtype)
             if total is None:
                 return torch.zeros(shape_in_row(parameter, self._grid), dtype=dtype, device=device)

@@ -23,7 +23,7 @@ from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.narrow import outer_products, widened
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen, which takes three times as long to make: there is one for each call
 class Linear(Operator):
     """`x Wᵀ + b`, W `[p, d]`; with `swapped`, `x W + b`, W `[d, p]`."""
 
@@ -79,12 +79,14 @@ class Linear(Operator):
 
 def _positions(tensor: Tensor) -> Tensor:
     """`[B, ..., d]` to `[B, T, d]`."""
+    if tensor.ndim == 2:  # the commonest, and the cheapest way to it
+        return tensor.unsqueeze(1)
     return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])
 
 
-def _on_last_dimension(context: ForwardContext, x: Tensor) -> bool:
+def _on_last_dimension(axis: BatchLocation, x: Tensor) -> bool:
     """Whether the batch lies on the dimension that the product sums over."""
-    return dim_of(context.axes.location(x)) == x.ndim - 1
+    return dim_of(axis) == x.ndim - 1
 
 
 def _is_constant(tensor: Tensor | None) -> bool:
@@ -95,15 +97,15 @@ def _is_constant(tensor: Tensor | None) -> bool:
 def linear(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.linear(input, weight, bias=None)`."""
     x, weight, bias = _linear_arguments(*args, **kwargs)
-    weight_leaf, bias_leaf = context.leaf(weight), context.leaf(bias)
-    if not context.axes.descends(x) or weight.ndim != 2 or x.is_complex() or _on_last_dimension(context, x):
+    weight_leaf, bias_leaf, axis = context.leaf(weight), context.leaf(bias), context.axes.location(x)
+    if not context.axes.descends(x) or weight.ndim != 2 or x.is_complex() or _on_last_dimension(axis, x):
         return NotImplemented
     if context.axes.descends(weight) or (bias is not None and context.axes.descends(bias)):
         return NotImplemented
     if not (weight_leaf or _is_constant(weight)) or not (bias_leaf or _is_constant(bias)):
         return NotImplemented
     name = f"linear({_first_name(weight_leaf, bias_leaf)})"
-    operator = Linear(name, weight_leaf, bias_leaf, context.axes.location(x), swapped=False)
+    operator = Linear(name, weight_leaf, bias_leaf, axis, swapped=False)
     return capture(operator, context, x, _value(weight_leaf, weight), _value(bias_leaf, bias))
 
 
@@ -115,12 +117,12 @@ def matmul(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, .
     if kwargs or len(args) != 2:
         return NotImplemented
     x, weight = args
-    leaf = context.leaf(weight)
+    leaf, axis = context.leaf(weight), context.axes.location(x)
     if leaf is None or not context.axes.descends(x) or weight.ndim != 2 or x.ndim < 2 or x.is_complex():
         return NotImplemented
-    if _on_last_dimension(context, x):
+    if _on_last_dimension(axis, x):
         return NotImplemented
-    operator = Linear(f"matmul({leaf.name})", leaf, None, context.axes.location(x), swapped=True)
+    operator = Linear(f"matmul({leaf.name})", leaf, None, axis, swapped=True)
     return capture(operator, context, x, leaf.value, None)
 
 
@@ -130,14 +132,14 @@ def addmm(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ..
     if kwargs or len(args) != 3:
         return NotImplemented
     bias, x, weight = args
-    leaf, bias_leaf = context.leaf(weight), context.leaf(bias)
+    leaf, bias_leaf, axis = context.leaf(weight), context.leaf(bias), context.axes.location(x)
     if not context.axes.descends(x) or context.axes.descends(weight) or context.axes.descends(bias):
         return NotImplemented
-    if bias.ndim != 1 or bias.shape[0] != weight.shape[1] or x.is_complex() or _on_last_dimension(context, x):
+    if bias.ndim != 1 or bias.shape[0] != weight.shape[1] or x.is_complex() or _on_last_dimension(axis, x):
         return NotImplemented
     if not (leaf or _is_constant(weight)) or not (bias_leaf or _is_constant(bias)):
         return NotImplemented
-    operator = Linear(f"addmm({_first_name(leaf, bias_leaf)})", leaf, bias_leaf, context.axes.location(x), swapped=True)
+    operator = Linear(f"addmm({_first_name(leaf, bias_leaf)})", leaf, bias_leaf, axis, swapped=True)
     return capture(operator, context, x, _value(leaf, weight), _value(bias_leaf, bias))
 
 
