@@ -25,7 +25,7 @@ ACCOUNTING_HALF = ("accounting", "sampling")
 GRADIENT_HALF = (
     "torch_internals",
     "torch_sharding",
-    "low_mode",
+    *("low_mode", "thread_frames"),
     "freed_memory",
     "clipping",
     "kernels",

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from hushgrad.errors import UnsupportedOptimizerError
 from hushgrad.joined_optimizer import hooks_of_parts
 from hushgrad.printable import full_name
+from hushgrad.thread_frames import frames_of_threads
 from hushgrad.torch_internals import step_pre_hooks_of, witness_of_step
 
 
@@ -58,7 +59,7 @@ class StepHooks:
     def is_running(self) -> bool:
         """Whether a step of the optimizer is at work, in any thread: not one that an exception has left."""
         step = self._step
-        return step is not None and any(map(step.holds, sys._current_frames().values()))
+        return step is not None and any(map(step.holds, frames_of_threads().values()))
 
     def remove(self) -> None:
         """Take the hooks off the optimizer."""

@@ -8,7 +8,6 @@ read is a condition of the guarantee.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager
@@ -26,6 +25,7 @@ from hushgrad.guards.probing.loss_judge import LossJudge
 from hushgrad.guards.probing.loss_programs import LossPrograms
 from hushgrad.guards.probing.loss_values import Key, PerExample, Term, Total, Unread, Value
 from hushgrad.guards.probing.trees import tensors_at
+from hushgrad.thread_frames import frames_of_threads
 from hushgrad.torch_internals import current_graph_task, losses_of_backward, sequence_number, version
 
 KEPT_VALUES, FEW_VALUES = 2**24, 2**20
@@ -262,7 +262,7 @@ class ScalarLoss:
         that of the forward; on a GPU in one of torch's own, while the loop's waits.
         """
         here = threading.get_ident()
-        running = sys._current_frames()
+        running = frames_of_threads()
         for thread in dict.fromkeys((here, self._thread)):
             yield from _backwards_above(running.get(thread))
 
