@@ -1,7 +1,7 @@
 """Which frames the threads of this process are in, asked such that nothing is collected meanwhile.
 
-`sys._current_frames` holds a lock of the interpreter while it makes its answer. In CPython 3.11 a collection that begins
-in it, and comes upon a `threading.local`, waits for the same lock: for ever.
+`sys._current_frames` holds a lock of the interpreter while it makes its answer. In CPython 3.11 a collection that
+begins in it, and comes upon a `threading.local`, waits for the same lock: for ever.
 """
 
 from __future__ import annotations
