@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import gc
+import importlib
 import inspect
 import sys
 import threading
@@ -10,6 +12,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -692,3 +695,31 @@ def test_what_packs_saved_tensors_here_is_known_and_dispatch_modes_are() -> None
     with insides.TorchDispatchMode() as mode:
         assert insides.dispatch_modes() == [mode]
     assert insides.dispatch_modes() == []
+
+
+def test_a_loop_that_is_left_when_the_process_ends_asks_nothing_more_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its modules are being taken apart then, and what fails in a finalizer is printed."""
+
+    class Loop:
+        pass
+
+    importlib.import_module("torch._dynamo")  # before it there is nothing to want
+    gc.collect()
+    before = dict(insides.EagerCode._wanted)
+    insides.EagerCode._wanted.clear()
+    asked: list[Any] = []
+    former = SimpleNamespace(__exit__=lambda *error: asked.append(error))
+    monkeypatch.setattr(insides.EagerCode, "_former", former)
+    try:
+        loop = Loop()
+        insides.EagerCode.want(loop)
+        with monkeypatch.context() as ending:
+            ending.setattr(sys, "is_finalizing", lambda: True)
+            del loop
+        assert not asked
+        loop = Loop()
+        insides.EagerCode.want(loop)
+        del loop
+        assert len(asked) == 1
+    finally:
+        insides.EagerCode._wanted.update(before)

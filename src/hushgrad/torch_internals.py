@@ -343,7 +343,7 @@ class EagerCode:
     def _release(cls, key: int, known: weakref.ref[object] | None) -> None:
         if cls._wanted.get(key) is known:  # not the one who has this number now
             cls._wanted.pop(key, None)
-        if not cls._wanted and cls._former is not None:
+        if not cls._wanted and cls._former is not None and not sys.is_finalizing():
             former, cls._former = cls._former, None
             by = stop_compiling()  # torch lets no code that it compiles say how it is to run
             try:
