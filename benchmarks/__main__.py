@@ -13,7 +13,7 @@ from rich.console import Console
 
 from benchmarks import fastdp
 from benchmarks.allocators import ALLOCATORS, STEADY_ALLOCATOR, is_steady
-from benchmarks.command import command_line
+from benchmarks.command import command_line, of_fastdp, of_workloads
 from benchmarks.contestants import CONTESTANTS, HUSHGRAD, ORDINARY, versions_of
 from benchmarks.eligibility import failure, update
 from benchmarks.growth import AXES, GrowthResults, draw, grow, growth_table
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--workload", "workloads", type=click.Choice(list(WORKLOADS)), multiple=True, help="Default: all.")
+@of_workloads
 @click.option(
     "--contestant",
     "contestants",
@@ -62,13 +62,7 @@ ROOT = Path(__file__).resolve().parent.parent
     "figures beside it as NAME.json.",
 )
 @click.option("--axis", "axes", type=click.Choice(list(AXES)), multiple=True, help="Of --growth. Default: all.")
-@click.option(
-    "--fastdp",
-    "fastdp_folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help=f"The source of fastDP, which isn't in the registry. Default: ${fastdp.VARIABLE}.",
-)
+@of_fastdp
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
 @click.option(
     "--write-readme",

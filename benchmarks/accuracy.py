@@ -26,11 +26,10 @@ from torch.utils.data import DataLoader
 from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.configuration import OPTIMIZERS, Privacy, RunConfig, suggested_run
 from hushgrad.study.frozen import with_features_computed_once
-from hushgrad.study.models import build_model
 from hushgrad.study.outcome import Callbacks
 from hushgrad.study.scoring import score
 from hushgrad.study.tasks import TASKS, Task, TaskOptions, load_task
-from hushgrad.study.training import train
+from hushgrad.study.training import model_for, train
 from hushgrad.study.transformer import Transformer
 
 DELTA = 1e-5
@@ -75,15 +74,7 @@ def with_opacus(config: RunConfig, task: Task) -> dict[str, Any]:
 
     assert config.privacy is not None
     assert config.privacy.target_epsilon is not None
-    model = build_model(
-        config.model,
-        input_shape=task.input_shape,
-        num_classes=task.num_classes,
-        seed=config.seed,
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-        vocabulary_size=task.vocabulary_size,
-    )
+    model = model_for(config, task)
     model, task, _ = with_features_computed_once(model, task, "cpu")
     if isinstance(model, Transformer):
         # The same network and parameters; Opacus' rule for embeddings needs the positions once per example.

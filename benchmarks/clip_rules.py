@@ -28,9 +28,9 @@ from benchmarks.written_out import noise_multiplier_of, trained
 from hushgrad import AutomaticClipping, ClipRule, FlatClipping
 from hushgrad.study.configuration import RunConfig
 from hushgrad.study.frozen import with_features_computed_once
-from hushgrad.study.models import build_model
 from hushgrad.study.scoring import score
 from hushgrad.study.tasks import Task, load_task
+from hushgrad.study.training import model_for
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "clipping.md"
 BEGIN, END = "<!-- clip-rules:begin -->\n", "<!-- clip-rules:end -->"
@@ -246,7 +246,7 @@ def loaded(label: str, data: Path) -> Task:
     config = config_of(label, data, EPSILONS[0], 0)
     task = load_task(config.task, config.options)
     if config.model == "scatter-linear":
-        model = build_model(config.model, input_shape=task.input_shape, num_classes=task.num_classes, seed=0)
+        model = model_for(config, task)
         task = with_features_computed_once(model, task, "cpu")[1]
     if len(task.input_shape) > 1 or task.vocabulary_size is not None:
         return task

@@ -22,6 +22,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from benchmarks.accuracy import DELTA, config_of
-from hushgrad.accounting.calibration import calibrate_noise_multiplier, poisson_steps
-from hushgrad.study.models import build_model
+from benchmarks.accuracy import config_of
+from benchmarks.written_out import noise_multiplier_of
 from hushgrad.study.tasks import load_task
+from hushgrad.study.training import model_for
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SETTINGS: dict[str, dict[str, tuple[float, ...]]] = {
@@ -115,23 +116,10 @@ def compared(label: str, data: Path, epsilon: float, say: Callable[[str], None])
     found: dict[str, Any] = {}
 
     def run(kind: str, settings: dict[str, float], data: tuple[Tensor, Tensor], seed: int) -> nn.Module:
-        model = build_model(
-            config.model,
-            input_shape=task.input_shape,
-            num_classes=task.num_classes,
-            seed=seed,
-            hidden_sizes=config.hidden_sizes,
-            activation=config.activation,
-        )
         assert config.privacy is not None
-        steps = config.epochs * -(-len(data[1]) // config.batch_size)
-        sigma = calibrate_noise_multiplier(
-            target_epsilon=epsilon,
-            target_delta=DELTA,
-            composition=poisson_steps(config.batch_size / len(data[1]), steps),
-        )
+        sigma, steps = noise_multiplier_of(config, len(data[1]))
         return trained(
-            model,
+            model_for(replace(config, seed=seed), task),
             data,
             kind=kind,
             settings=settings,

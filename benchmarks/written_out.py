@@ -9,6 +9,7 @@ are those of the library's clip rule; σ is that of its accountant.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,8 @@ from hushgrad import ClipRule
 from hushgrad.accounting.calibration import calibrate_noise_multiplier, poisson_steps
 from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.configuration import OPTIMIZERS, RunConfig
-from hushgrad.study.models import build_model
 from hushgrad.study.tasks import Task
+from hushgrad.study.training import model_for
 from hushgrad.study.transformer import Transformer
 
 SENTENCES_AT_ONCE = 512
@@ -30,15 +31,7 @@ VALUES_AT_ONCE = 1 << 19
 
 def model_of(config: RunConfig, task: Task, seed: int) -> nn.Module:
     """Return the model with the parameters that the seed gives."""
-    model = build_model(
-        config.model,
-        input_shape=task.input_shape,
-        num_classes=task.num_classes,
-        seed=seed,
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-        vocabulary_size=task.vocabulary_size,
-    )
+    model = model_for(replace(config, seed=seed), task)
     if isinstance(model, Transformer):
         model.places = places_of_each  # type: ignore[method-assign]
     return model

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from benchmarks import fastdp
 from benchmarks.allocators import without_settings
-from benchmarks.command import command_line
+from benchmarks.command import command_line, of_fastdp, of_workloads
 from benchmarks.contestants import CONTESTANTS, HUSHGRAD, LEAN, ORDINARY, versions_of
 from benchmarks.growth import AXES
 from benchmarks.machine import this_machine
@@ -32,14 +32,8 @@ DEFAULT = [name for name in CONTESTANTS if name not in NOT_IN_THE_TIME]
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=10.0, help="How long it may take.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("benchmarks-out"), help="Folder.")
-@click.option(
-    "--fastdp",
-    "fastdp_folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help=f"The source of fastDP, which isn't in the registry. Default: ${fastdp.VARIABLE}.",
-)
-@click.option("--workload", "workloads", type=click.Choice(list(WORKLOADS)), multiple=True, help="Default: all.")
+@of_fastdp
+@of_workloads
 @click.option(
     "--contestant",
     "contestants",

@@ -22,8 +22,8 @@ from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
 from hushgrad.result_file import claim_file
 from hushgrad.sampling.poisson import PoissonSampling
-from hushgrad.study.models import build_model
 from hushgrad.study.tasks import load_task
+from hushgrad.study.training import model_for
 
 
 @click.command()
@@ -99,14 +99,7 @@ def _demo() -> tuple[nn.Module, Any, nn.Module, DPSGD]:
     assert privacy is not None  # private training
     assert privacy.target_epsilon is not None  # the demo aims at an ε
     task = load_task(config.task, config.options)
-    model = build_model(
-        config.model,
-        input_shape=task.input_shape,
-        num_classes=task.num_classes,
-        seed=config.seed,
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-    )
+    model = model_for(config, task)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     loader = DataLoader(task.train, batch_size=config.batch_size, shuffle=True)
     mechanism = DPSGD(
