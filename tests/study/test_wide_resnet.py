@@ -1,14 +1,10 @@
 import pytest
 import torch
-from torch import nn
+from summed_models import assert_sums_are_those_of_one_at_a_time
 
-import hushgrad
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.gradients.oracle import clipped_sum_of, one_at_a_time
 from hushgrad.study.models import build_model
 from hushgrad.study.wide_resnet import StandardisedConv
-
-CLIP = hushgrad.FlatClipping(0.5)
 
 
 def build(depth=10, width=1, num_classes=3):
@@ -37,24 +33,4 @@ def test_a_depth_that_no_network_has_is_refused(depth):
 
 
 def test_the_clipped_sum_is_that_of_one_image_at_a_time():
-    model, images, labels = build(), torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 1])
-
-    def loss(row):
-        return lambda: nn.functional.cross_entropy(model(images[row : row + 1]), labels[row : row + 1])
-
-    expected = clipped_sum_of(one_at_a_time(model, [loss(row) for row in range(4)]), CLIP)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    mechanism = hushgrad.DPSGD(
-        noise_multiplier=0.0,
-        clipping=CLIP,
-        sampling=hushgrad.PoissonSampling(rate=0.5),
-        expected_batch_size=4,
-        loss_reduction="sum",
-    )
-    session = hushgrad.privatize(model, optimizer, mechanism)
-    session.backward(nn.functional.cross_entropy(model(images), labels, reduction="none"))
-    optimizer.step()
-    session.close()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(before[name] - parameter.detach(), expected[name], rtol=1e-4, atol=1e-6)
+    assert_sums_are_those_of_one_at_a_time(build(), torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 1]))

@@ -2,16 +2,13 @@
 
 import pytest
 import torch
-from torch import nn
+from summed_models import assert_sums_are_those_of_one_at_a_time
 
-import hushgrad
-from hushgrad.gradients.oracle import clipped_sum_of, one_at_a_time
 from hushgrad.study.models import build_model
 from hushgrad.study.pretrained.classifier import Base
 from hushgrad.study.pretrained.tuning import TUNINGS
 
 LENGTH = 8
-CLIP = hushgrad.FlatClipping(0.5)
 NUMBERS = torch.tensor([[3, 6, 7, 4, 0, 0, 0, 0], [3, 8, 9, 10, 11, 12, 13, 4], [3, 4, 0, 0, 0, 0, 0, 0], [0] * LENGTH])
 LABELS = torch.tensor([0, 1, 2, 1])
 
@@ -68,25 +65,4 @@ def test_the_seed_fixes_what_is_new_and_the_global_generator_is_left_alone(bases
     ],
 )
 def test_the_clipped_sum_is_that_of_one_sentence_at_a_time(kind, tuning, bases):
-    model = model_of(bases[kind], tuning).train()
-
-    def loss(row):
-        return lambda: nn.functional.cross_entropy(model(NUMBERS[row : row + 1]), LABELS[row : row + 1])
-
-    expected = clipped_sum_of(one_at_a_time(model, [loss(row) for row in range(len(LABELS))]), CLIP)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
-    mechanism = hushgrad.DPSGD(
-        noise_multiplier=0.0,
-        clipping=CLIP,
-        sampling=hushgrad.PoissonSampling(rate=0.5),
-        expected_batch_size=4,
-        loss_reduction="sum",
-    )
-    session = hushgrad.privatize(model, optimizer, mechanism)
-    session.backward(nn.functional.cross_entropy(model(NUMBERS), LABELS, reduction="none"))
-    optimizer.step()
-    session.close()
-    for name, parameter in model.named_parameters():
-        moved = before[name] - parameter.detach()
-        torch.testing.assert_close(moved, expected.get(name, torch.zeros_like(moved)), rtol=1e-4, atol=1e-6)
+    assert_sums_are_those_of_one_at_a_time(model_of(bases[kind], tuning).train(), NUMBERS, LABELS)

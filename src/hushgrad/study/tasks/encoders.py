@@ -33,6 +33,7 @@ from hushgrad.study.tasks.words import (
     listed_vocabulary,
     make_vocabulary,
     read_sentences,
+    require_sentences,
 )
 
 
@@ -147,11 +148,7 @@ class SentenceEncoder:
 
     def encode(self, rows: Sequence[Any]) -> Tensor:
         """Return [N, LENGTH] word numbers."""
-        for number, row in enumerate(rows, start=1):
-            if not isinstance(row, str):
-                raise TaskDataError(
-                    f"must be a sentence, got {type(row).__name__}", where=f"row {number}", cure="Pass text"
-                )
+        require_sentences(rows)
         return self._made().encode(rows)
 
     @property

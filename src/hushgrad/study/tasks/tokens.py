@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hushgrad.errors import TaskDataError
 from hushgrad.extras import needs_extra
-from hushgrad.study.tasks.words import read_sentences
+from hushgrad.study.tasks.words import read_sentences, require_sentences
 
 TOKENS = 64
 """How many tokens of a sentence are read, where nobody says it."""
@@ -44,11 +43,7 @@ class TokenEncoder:
 
     def encode(self, rows: Sequence[Any]) -> Tensor:
         """Return [N, length] token numbers, int64."""
-        for number, row in enumerate(rows, start=1):
-            if not isinstance(row, str):
-                raise TaskDataError(
-                    f"must be a sentence, got {type(row).__name__}", where=f"row {number}", cure="Pass text"
-                )
+        require_sentences(rows)
         encoded = torch.zeros(len(rows), self.length, dtype=torch.int64)
         tokenizer = _tokenizer(self.tokenizer, self.length)
         for row, found in enumerate(tokenizer.encode_batch(list(rows))):

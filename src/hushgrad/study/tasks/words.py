@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,6 +109,15 @@ def read_sentences(path: Path) -> list[str]:
             cure="Add a header line and sentences",
         )
     return sentences
+
+
+def require_sentences(rows: Sequence[Any]) -> None:
+    """Raise TaskDataError for a row that is no text, by its number."""
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, str):
+            raise TaskDataError(
+                f"must be a sentence, got {type(row).__name__}", where=f"row {number}", cure="Pass text"
+            )
 
 
 def counted_vocabulary(buckets: Sequence[int]) -> Vocabulary:
