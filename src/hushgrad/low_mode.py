@@ -11,6 +11,9 @@ from torch.overrides import TorchFunctionMode
 
 from hushgrad.torch_internals import EagerCode, function_modes, order_modes
 
+MOST_OTHERS = 1
+"""So many other loops may be in an item in one thread (two private models that train in turns)."""
+
 
 class LowMode:
     """Lies at the bottom of the stack of the thread that made it; in another thread nothing is changed.
@@ -43,6 +46,11 @@ class LowMode:
         """Return those of this class in this thread's stack that are not over, the lowest first."""
         owners = [mode.owner for mode in function_modes() if isinstance(mode, _InStack)]
         return [owner for owner in owners if isinstance(owner, cls) and not owner.is_over]
+
+    @classmethod
+    def left_here(cls) -> list[Self]:
+        """Return those of loops that were left in an item in this thread, as far as can be told: all but the newest."""
+        return cls.here()[MOST_OTHERS:]
 
     @property
     def is_in_its_thread(self) -> bool:

@@ -46,10 +46,6 @@ ARITHMETIC = {"add", "div", "double", "float", "mul", "neg", "__rsub__", "sub", 
 """What is done to such a number is done to the one that it was rounded from."""
 
 
-MOST_OTHERS = 1
-"""So many other loops may be in an item in one thread (two private models that train in turns)."""
-
-
 class Watched(Protocol):
     """A physical batch."""
 
@@ -103,7 +99,7 @@ class OwnBackward(LowMode):
         self._take_out()
         self._has_others = self._has_others or any(tensor.requires_grad for _, tensor in tensors_at(self._inputs))
         self._inputs.clear()
-        for mode in OwnBackward.here()[MOST_OTHERS:]:  # the newest lie lowest
+        for mode in OwnBackward.left_here():
             mode.end()
         self._is_on = True
         EagerCode.want(self)

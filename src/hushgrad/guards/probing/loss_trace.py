@@ -59,9 +59,6 @@ from hushgrad.torch_internals import (
 MOST_CALLS = 20_000
 """Longer programs are not run again."""
 
-MOST_OTHERS = 1
-"""So many other loops may be in an item in one thread (two private models that train in turns)."""
-
 NOTHING: Mapping[Path, Role] = MappingProxyType({})
 
 NOBODYS = -1
@@ -137,7 +134,7 @@ class LossTrace(LowMode):
 
     def _end_older(self) -> None:
         """Leave few traces of other loops in this thread: of those that were left in an item nobody tells the end."""
-        for mode in LossTrace.here()[MOST_OTHERS:]:  # the newest lie lowest
+        for mode in LossTrace.left_here():
             mode.program.hide("many other loops ran within its item")
             mode.end()
 
