@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -221,8 +220,7 @@ def first_order_only(backward: Backward) -> Backward:
 
     @functools.wraps(backward)
     def run(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        # Most backwards run without a graph as it is, and a context has its price in each call.
-        with torch.no_grad() if torch.is_grad_enabled() else nullcontext(), full_precision():
+        with torch.no_grad(), full_precision():
             outputs = backward(ctx, *gradients)
         if not torch.is_grad_enabled() or all(out is None for out in outputs):
             return outputs
